@@ -1,0 +1,45 @@
+# Each target sets up what it needs, in one environment, .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+MARKER := .venv/.installed
+
+.PHONY: help setup demo demo-teacher test test-slow test-real-model check format docs clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+
+setup: $(MARKER)  ## Make the environment in .venv
+
+$(MARKER): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]" --group dev
+	touch $(MARKER)
+
+demo: $(MARKER)  ## Distil the embedded task three ways and compare (about 4 minutes on two cores)
+	$(BIN)/tutelage demo
+
+demo-teacher: $(MARKER)  ## Retrain the demo's teacher that ships in the package
+	$(BIN)/python -m tutelage.demo.teacher
+
+test: $(MARKER)  ## Run the tests
+	$(BIN)/python -m pytest -q -n 2
+
+test-slow: $(MARKER)  ## Run the long tests
+	$(BIN)/python -m pytest -q -m slow
+
+test-real-model: $(MARKER)  ## Run the tests that need a pretrained model (TUTELAGE_MODELS names the folder)
+	$(BIN)/python -m pytest -q -m real_model
+
+check: $(MARKER)  ## Lint and check types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(MARKER)  ## Format and sort imports
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove the environment and caches
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,209 @@
+"""The command line. It parses first and imports torch afterwards, so help and mistakes come at once."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tutelage.errors import TutelageError
+
+_TEXT = argparse.RawDescriptionHelpFormatter
+
+MAIN = """\
+Teach a small language model what a large one knows.
+
+  tutelage demo                       distil an embedded task three ways; no downloads, about 4 minutes
+  tutelage check recipes/gkd.yaml     look at a recipe, its rows and its memory before the run
+  tutelage train recipes/gkd.yaml     run it; the same command goes on with an interrupted run
+"""
+TRAIN = """\
+Run a recipe. Every key of the recipe can be overridden:
+
+  tutelage train recipes/gkd.yaml --train.steps 500 --method.student-fraction 1 --output runs/gkd-1
+
+The run's folder gets config.yaml (runs again as it is), metrics.jsonl, samples.jsonl, evaluation.json,
+checkpoints/ and model/, a plain Hugging Face folder. A run that was interrupted goes on when the same
+command is given again. Exit status: 0 finished, 2 the recipe, data or models are wrong, 3 diverged,
+4 no good checkpoint, 75 stopped by a signal and resumable.
+"""
+GENERATE = """\
+Have a recipe's teacher or student answer its prompts, and write the answers as training data.
+
+  tutelage generate recipes/seqkd.yaml --by teacher --out teacher.jsonl --decoding.strategy beam
+
+Rows that the file already holds are not written again, so the same command goes on after an interruption.
+Keys of the recipe can be overridden; --decoding.KEY sets how the text is written.
+"""
+CHECK = """\
+Look before the run: read the recipe, load the tokenizers, compare the vocabularies, count what is kept and
+dropped, show three rows with the tokens in the loss coloured, estimate memory, and stop. No weights are read.
+"""
+DEMO = """\
+Distil the embedded task: a student starts from a few labelled examples, then goes on three ways with equal
+steps (fine-tuning, supervised distillation, on-policy distillation), and is compared with its teacher on unseen
+problems. Nothing is downloaded.
+"""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A parsed command line."""
+
+    options: argparse.Namespace
+    keys: list[tuple[str, ...]]
+    """The recipe keys that were given, each with its value, still as words."""
+
+    def overrides(self, without: str = "") -> list[str]:
+        """The recipe keys as one list of words, without those that begin with `without`."""
+        return [word for key in self.keys if not (without and key[0].startswith(without)) for word in key]
+
+    def under(self, prefix: str) -> list[str]:
+        """The words of the keys that begin with a prefix."""
+        return [word for key in self.keys if key[0].startswith(prefix) for word in key]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    command = parse(sys.argv[1:] if arguments is None else list(arguments))
+    try:
+        _VERBS[command.options.verb](command)
+    except TutelageError as error:
+        print(f"tutelage: {error}", file=sys.stderr)
+        return error.exit_status
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    """Split a command line into the options of its verb and the keys of its recipe."""
+    own, keys = _apart(list(arguments)) if arguments[:1] != ["demo"] else (list(arguments), [])
+    return Command(_parser().parse_args(own), keys)
+
+
+def _apart(arguments: list[str]) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Tell a verb's own options from recipe keys: a key has a dot in it, or is `--seed` or `--output`."""
+    own: list[str] = []
+    keys: list[tuple[str, ...]] = []
+    words = iter(arguments)
+    pending = next(words, None)
+    while pending is not None:
+        word, pending = pending, next(words, None)
+        name, equals, _ = word.partition("=")
+        if not (name.startswith("--") and ("." in name or name in ("--seed", "--output"))):
+            own.append(word)
+        elif equals or pending is None or pending.startswith("--"):
+            keys.append((word,))
+        else:
+            keys.append((word, pending))
+            pending = next(words, None)
+    return own, keys
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("tutelage", description=MAIN, formatter_class=_TEXT, allow_abbrev=False)
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, summary: str, description: str, recipe: bool = True) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=summary, description=description, formatter_class=_TEXT, allow_abbrev=False)
+        if recipe:
+            added.add_argument("recipe", metavar="RECIPE", help="a YAML file")
+            added.add_argument(
+                "--keys",
+                action=_Keys,
+                metavar="METHOD",
+                help="list every key of a recipe with this method, and exit",
+            )
+        return added
+
+    train = verb("train", "run a recipe", TRAIN)
+    train.add_argument(
+        "--resume", choices=("auto", "never"), default="auto",
+        help="auto (default) goes on with the run in the output folder; never refuses a folder that holds one",
+    )  # fmt: skip
+    generate = verb("generate", "write text with a recipe's teacher or student", GENERATE)
+    generate.add_argument(
+        "--by", choices=("teacher", "student"), default="teacher", help="who writes (default: teacher)"
+    )
+    generate.add_argument(
+        "--rows", choices=("train", "validation"), default="train", help="whose prompts (default: train)"
+    )
+    generate.add_argument("--out", required=True, metavar="FILE", help="JSONL file to write or go on with")
+    verb("check", "look at a recipe before the run", CHECK)
+    demo = verb("demo", "distil the embedded task and compare methods", DEMO, recipe=False)
+    demo.add_argument("--folder", default="runs/demo", help="where the runs go (default: runs/demo)")
+    demo.add_argument("--seed", type=int, default=0, metavar="N", help="another draw of everything (default: 0)")
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"tutelage {version('tutelage')}")
+        parser.exit()
+
+
+class _Keys(argparse.Action):
+    def __call__(self, parser, namespace, method, option_string=None) -> None:
+        from tutelage.methods import METHODS
+        from tutelage.recipe_keys import describe_keys
+
+        if method not in METHODS:
+            parser.error(f"--keys: unknown method '{method}' (known: {', '.join(METHODS)})")
+        print(describe_keys(method))
+        parser.exit()
+
+
+def _quiet_libraries() -> None:
+    """Keep transformers' bars and advice out of our display; their errors still come through."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def _train(command: Command) -> None:
+    from tutelage.recipe import load_recipe
+
+    recipe = load_recipe(command.options.recipe, command.overrides())
+    _quiet_libraries()
+    from tutelage.training.run import train
+
+    run = train(recipe, resume=command.options.resume)
+    print(f"finished: model in {run.model}, figures in {run.folder / 'metrics.jsonl'}")
+
+
+def _generate(command: Command) -> None:
+    from tutelage.recipe import load_recipe, split_overrides
+
+    recipe = load_recipe(command.options.recipe, command.overrides(without="--decoding."))
+    settings = {key.removeprefix("decoding."): value for key, value in split_overrides(command.under("--decoding."))}
+    _quiet_libraries()
+    from tutelage.commands.generate import generate
+
+    options = command.options
+    generate(recipe, settings, by=options.by, rows=options.rows, out=options.out)
+
+
+def _check(command: Command) -> None:
+    from tutelage.recipe import load_recipe
+
+    recipe = load_recipe(command.options.recipe, command.overrides())
+    _quiet_libraries()
+    from tutelage.commands.check import check
+
+    check(recipe)
+
+
+def _demo(command: Command) -> None:
+    _quiet_libraries()
+    from tutelage.demo.run import run_demo
+
+    run_demo(command.options.folder, command.options.seed)
+
+
+_VERBS = {"train": _train, "generate": _generate, "check": _check, "demo": _demo}

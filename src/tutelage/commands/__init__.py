@@ -1,0 +1,1 @@
+"""What the verbs of the command line do, one a file; `tutelage.cli` parses and calls them."""

@@ -1,0 +1,251 @@
+"""What a recipe may say, section by section.
+
+Each section is one frozen dataclass: the library takes it as it is, a YAML recipe is read into it, and
+the command line overrides it key by key. The text below each field is its documentation everywhere.
+This module never imports torch, so that a mistake in a recipe is reported at once.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+DIVERGENCES: dict[str, str | None] = {
+    "forward_kl": None,
+    "reverse_kl": None,
+    "jsd": "beta",
+    "total_variation": None,
+    "skew_forward_kl": "alpha",
+    "skew_reverse_kl": "alpha",
+}
+"""Each divergence a recipe can name, with the name of its parameter where it has one."""
+
+
+def split_divergence(text: str) -> tuple[str, float | None]:
+    """Split a divergence as written in recipes into its name and parameter.
+
+    Args:
+        text: `name` or `name(parameter)`, the parameter strictly between 0 and 1.
+
+    Returns:
+        The name and the parameter, `None` where the divergence has none.
+
+    Raises:
+        ValueError: the name is unknown, or the parameter is missing, superfluous or out of range.
+
+    >>> split_divergence("jsd(0.1)")
+    ('jsd', 0.1)
+    >>> split_divergence("reverse_kl")
+    ('reverse_kl', None)
+    """
+    match = re.fullmatch(r"\s*(\w+)\s*(?:\(\s*([-+.\deE]+)\s*\))?\s*", text)
+    name = match.group(1) if match else text
+    if match is None or name not in DIVERGENCES:
+        known = ", ".join(n if p is None else f"{n}({p})" for n, p in DIVERGENCES.items())
+        raise ValueError(f"unknown divergence '{text}'; expected one of {known}")
+    wanted, given = DIVERGENCES[name], match.group(2)
+    if wanted is None and given is not None:
+        raise ValueError(f"'{name}' takes no parameter; write '{name}'")
+    if wanted is None:
+        return name, None
+    if given is None:
+        raise ValueError(f"'{name}' needs its parameter {wanted}; write for instance '{name}(0.5)'")
+    if not 0 < float(given) < 1:
+        raise ValueError(
+            f"{wanted} of '{name}' must lie strictly between 0 and 1 (got {given}); "
+            "the limits are different divergences: forward_kl and reverse_kl"
+        )
+    return name, float(given)
+
+
+def _checked_divergence(text: str) -> str:
+    split_divergence(text)
+    return text
+
+
+DivergenceName = Annotated[
+    str,
+    AfterValidator(_checked_divergence),
+    Field(
+        description="How the two distributions are compared at each token: forward_kl, reverse_kl, jsd(0.5), "
+        "total_variation, skew_forward_kl(0.1), skew_reverse_kl(0.1)."
+    ),
+]
+CrossEntropyShare = Annotated[
+    Share,
+    Field(
+        description="Share s of the cross-entropy with the tokens of the data or the teacher; the divergence has "
+        "1 − s. Never taken on the student's own text, where there is nothing right to repeat."
+    ),
+]
+LossTemperature = Annotated[
+    Positive, Field(description="Divides both models' logits inside the divergence. No T² is applied.")
+]
+Reduction = Annotated[
+    Literal["token", "sequence"],
+    Field(
+        description="Average over all tokens of the batch (token), or over the tokens of each sequence first "
+        "(sequence, GKD's Eq. 2)."
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FromTeacher:
+    """A student made of the teacher's own layers: the usual start for a student of the same family."""
+
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    """Indices of the teacher's layers to keep, in order. Embeddings, norms and head are copied."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Model:
+    """A model: where its weights come from and where it runs. Exactly one source is given."""
+
+    model: str | None = None
+    """Hub id, local folder with safetensors, `.gguf` file, or folder of a PEFT adapter."""
+    from_config: dict[str, Any] | None = None
+    """A transformers configuration (`model_type` and its sizes): fresh weights, drawn from `seed`."""
+    from_teacher: FromTeacher | None = None
+    """Copy the given layers of the teacher (students only)."""
+    tokenizer: str | None = None
+    """Hub id or folder of the tokenizer, where it does not lie beside the weights."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    dtype: Dtype = "float32"
+    """Type of the weights. Students that are trained are best kept in float32 (see train.precision)."""
+    device: str = "auto"
+    """`auto` (CUDA where there is one, else the CPU), `cpu`, `cuda`, `cuda:1`, …"""
+    trust_remote_code: bool = False
+    """Run code that comes with the model. Only together with a pinned `revision`."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Model":
+        given = [n for n in ("model", "from_config", "from_teacher") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of model, from_config, from_teacher (got {given or 'none'})")
+        if self.trust_remote_code and not self.revision:
+            raise ValueError("trust_remote_code needs a pinned revision")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Data:
+    """Rows of text: prompts alone, prompts with completions, or conversations (`messages`)."""
+
+    train: str
+    """JSONL, JSON, CSV or Parquet file (also .gz), a folder of them, or a hub id (`name` or `name:split`)."""
+    validation: str | None = None
+    """Rows held out for evaluation, in the same forms."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Maps `prompt`, `completion` or `messages` to the column that holds it: `{prompt: question}`."""
+    roles: dict[str, str] = Field(default_factory=dict)
+    """Maps the roles of the data to those of the chat template: `{human: user, gpt: assistant}`."""
+    template: Literal["auto", "chat", "plain"] | str = "auto"
+    """`chat` renders prompts with the tokenizer's chat template, `plain` uses the text as it is; `auto`
+    is `chat` for messages and `plain` otherwise. A text with `{prompt}` in it wraps each prompt."""
+    max_prompt_tokens: Count = 1024
+    """Rows with longer prompts are dropped and counted."""
+    max_tokens: Count = 2048
+    """Rows with a longer prompt and response together are dropped and counted."""
+    limit: Count | None = None
+    """Use only this many rows, from the start of the file."""
+    validation_limit: Count | None = None
+    """The same for the validation rows."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Decoding:
+    """How text is written by a model."""
+
+    strategy: Literal["sample", "greedy", "beam"] = "sample"
+    """`sample` draws each token, `greedy` takes the most probable one, `beam` searches."""
+    temperature: Positive = 1.0
+    """Divides the logits before sampling. 1 samples from the model itself."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Sample among the k most probable tokens only; 0 is all of them."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample among the most probable tokens that hold this mass; 1 is all of them."""
+    beams: Count = 5
+    """Width of the beam search."""
+    max_new_tokens: Count = 128
+    """Longest response, end-of-sequence included."""
+    batch_size: Count = 64
+    """Sequences decoded at the same time."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Train:
+    """The optimiser, its schedule and the size of a step."""
+
+    steps: Count | None = None
+    """Optimiser steps. Give this or `epochs`."""
+    epochs: Positive | None = None
+    """Passes over the training rows. Give this or `steps`."""
+    batch_size: Count = 32
+    """Sequences a step, over all processes; the gradient is exact however they are split."""
+    micro_batch_tokens: Count = 4096
+    """Tokens (padding included) in one forward pass: lower it when memory runs out."""
+    learning_rate: Positive = 1e-4
+    """Peak learning rate."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of linear warm-up from zero."""
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    """What follows the warm-up."""
+    final_learning_rate: NonNegative = 0.0
+    """Where the cosine and linear schedules end."""
+    weight_decay: NonNegative = 0.01
+    """Decoupled weight decay, on matrices only (not on biases, norms and embeddings)."""
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    """AdamW's moment decay rates."""
+    epsilon: Positive = 1e-8
+    """AdamW's denominator guard."""
+    clip_norm: Positive | None = 1.0
+    """Largest norm of the gradient; `null` never clips (the norm is logged all the same)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """`bfloat16` runs the forward and backward passes under autocast; the weights keep their type."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    dropout: bool = False
+    """Keep the student's dropout on while training."""
+    save_every: Count | None = None
+    """Steps between checkpoints; `null` saves at the end only."""
+    keep_checkpoints: Count = 2
+    """How many of the newest checkpoints are kept."""
+    log_every: Count = 1
+    """Steps between lines of metrics.jsonl."""
+    trackers: tuple[Literal["tensorboard"], ...] = ()
+    """Further places that metrics go to, besides metrics.jsonl."""
+
+    @model_validator(mode="after")
+    def _one_duration(self) -> "Train":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Evaluation:
+    """What is measured on the validation rows, and when."""
+
+    every: Count | None = None
+    """Steps between evaluations; `null` evaluates before the first and after the last step only."""
+    metrics: tuple[Literal["loss", "agreement", "exact_answer", "rouge_l"], ...] = ("loss",)
+    """`loss` (nats a token on the references), `agreement` (divergences to the teacher and equal top
+    tokens, on the references), `exact_answer` and `rouge_l` (on generated text)."""
+    decoding: Decoding = Field(default_factory=lambda: Decoding(strategy="greedy"))
+    """How the text for `exact_answer` and `rouge_l` is generated."""
+    answer: str | None = None
+    """Regular expression whose last match holds the answer that `exact_answer` compares, in its first group;
+    `null` compares the whole text."""
+    samples: Annotated[int, Field(ge=0)] = 8
+    """Generated rows written to samples.jsonl at each evaluation."""

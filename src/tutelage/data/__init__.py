@@ -1,0 +1,12 @@
+"""Rows of text: reading and checking them, turning them into ids, and the order in which they come.
+
+>>> from tutelage.data import Order
+>>> Order(rows=3, seed=0, shuffle=False).batch(step=0, size=2)
+[0, 1]
+"""
+
+from tutelage.data.order import Order
+from tutelage.data.rows import Row, fingerprint, read_rows
+from tutelage.data.templates import Example, Examples, encode
+
+__all__ = ["Example", "Examples", "Order", "Row", "encode", "fingerprint", "read_rows"]

@@ -1,0 +1,114 @@
+"""One evaluation: the metrics that a recipe asks for, and samples to look at."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tutelage.config import Evaluation
+from tutelage.data import Example
+from tutelage.evaluation.agreement import agreement, loss_on
+from tutelage.evaluation.generated import exact_answer, rouge_l
+from tutelage.evaluation.intervals import Measurement
+from tutelage.models.language_model import LanguageModel
+from tutelage.models.teachers import Teacher
+from tutelage.rollouts.decoding import decode
+from tutelage.rollouts.rollout import Rollout
+from tutelage.rollouts.texts import response_texts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+GENERATED = ("exact_answer", "rouge_l")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an evaluation found."""
+
+    metrics: dict[str, Measurement]
+    samples: list[dict[str, str]]
+    """Some rows with `prompt`, `reference` and `response`."""
+
+
+def evaluate(
+    student: LanguageModel,
+    teacher: Teacher | None,
+    examples: Sequence[Example],
+    config: Evaluation,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    micro_batch_tokens: int,
+    seed: int,
+    vocabulary: int | None = None,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> Result:
+    """Measure a student on held-out rows.
+
+    Args:
+        student: put into evaluation mode meanwhile.
+        teacher: needed for `agreement` only.
+        examples: held-out rows with responses.
+        config: which metrics, and how text is generated for them.
+        tokenizer: turns generated ids into text.
+        micro_batch_tokens: tokens in one forward pass.
+        seed: of sampled text.
+        vocabulary: number of leading ids that both vocabularies share.
+        on_progress: told (what, done, of how many) now and then.
+    """
+    was_training = student.network.training
+    student.network.eval()
+    metrics: dict[str, Measurement] = {}
+    references = Rollout.of(
+        [e.prompt for e in examples], [e.response for e in examples], masks=[e.mask for e in examples]
+    )
+    if "loss" in config.metrics:
+        metrics["loss"] = loss_on(student, references, micro_batch_tokens)
+    if "agreement" in config.metrics and teacher is not None:
+        metrics |= agreement(student, teacher, references, micro_batch_tokens, vocabulary)
+    samples: list[dict[str, str]] = []
+    if any(name in config.metrics for name in GENERATED):
+        responses = _generate(student, examples, config, tokenizer, seed, vocabulary, on_progress)
+        metrics |= _text_metrics(responses, [e.reference for e in examples], config)
+        samples = [
+            {"prompt": e.prompt_text, "reference": e.reference, "response": response}
+            for e, response in list(zip(examples, responses, strict=True))[: config.samples]
+        ]
+    student.network.train(was_training)
+    return Result(metrics, samples)
+
+
+def _generate(
+    student: LanguageModel,
+    examples: Sequence[Example],
+    config: Evaluation,
+    tokenizer: "PreTrainedTokenizerBase",
+    seed: int,
+    vocabulary: int | None,
+    on_progress: Callable[[str, int, int], None] | None,
+) -> list[str]:
+    done = 0
+
+    def report(more: int) -> None:
+        nonlocal done
+        done += more
+        if on_progress is not None:
+            on_progress("generating", done, len(examples))
+
+    rollout = decode(
+        student,
+        [e.prompt for e in examples],
+        config.decoding,
+        seed=seed,
+        vocabulary=vocabulary,
+        on_progress=report,
+    )
+    return response_texts(rollout, tokenizer)
+
+
+def _text_metrics(responses: list[str], references: list[str], config: Evaluation) -> dict[str, Measurement]:
+    metrics = {}
+    if "exact_answer" in config.metrics:
+        metrics["exact_answer"] = exact_answer(responses, references, config.answer)
+    if "rouge_l" in config.metrics:
+        metrics["rouge_l"] = rouge_l(responses, references)
+    return metrics

@@ -1,0 +1,6 @@
+"""The vocabulary engine: divergences and log-probabilities from hidden states, never from kept logits."""
+
+from tutelage.losses.head import Head
+from tutelage.losses.linear import Scores, linear_divergence, map_vocabulary
+
+__all__ = ["Head", "Scores", "linear_divergence", "map_vocabulary"]

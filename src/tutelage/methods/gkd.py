@@ -1,0 +1,139 @@
+"""Methods that learn from the student's own text: on-policy KD, ImitKD and GKD."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from tutelage.config import STRICT, Decoding, DivergenceName, Share
+from tutelage.methods.token_matching import TokenMatching
+
+if TYPE_CHECKING:
+    from tutelage.rollouts.samplers import Sampler, Sources
+
+Offline = Literal["data", "teacher"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class OnPolicyKD(TokenMatching):
+    """On-policy KD: the student writes, the teacher says at each token what it would have written.
+
+    Needs prompts only. The student learns to go on from its own mistakes, which no fixed text shows it.
+
+    Reference: GKD (arXiv 2306.13649), L_OD: y ~ student at temperature 1, no gradient through the sampling.
+    """
+
+    name: Literal["on-policy-kd"] = "on-policy-kd"
+    student_decoding: Decoding = Field(default_factory=Decoding)
+    """How the student writes."""
+
+    def sampler(self, sources: Sources) -> Sampler:
+        """The student."""
+        return sources.student(self.student_decoding)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class GKD(TokenMatching):
+    """Generalised KD: the student's own text with probability λ, fixed text otherwise; any divergence.
+
+    Algorithm 1: draw one u ~ U(0, 1) a step; the whole batch is written by the current student if u < λ, and
+    comes from the fixed text otherwise. λ = 0 with forward KL is supervised KD, λ = 1 on-policy KD.
+
+    Reference: GKD (arXiv 2306.13649), L_GKD and Algorithm 1. Differs: the paper draws u ≤ λ; with u in [0, 1),
+    u < λ makes λ = 0 and λ = 1 exact.
+    """
+
+    name: Literal["gkd"] = "gkd"
+    divergence: DivergenceName = "jsd(0.5)"
+    student_fraction: Share = 0.5
+    """λ: the probability that a step's batch is written by the student."""
+    offline: Offline = "data"
+    """Where the fixed text comes from: the data's responses, or the teacher's (written once, kept on disk)."""
+    student_decoding: Decoding = Field(default_factory=Decoding)
+    """How the student writes."""
+    teacher_decoding: Decoding = Field(default_factory=Decoding)
+    """How the teacher writes, where `offline` is `teacher`."""
+
+    def sampler(self, sources: Sources) -> Sampler:
+        """A mixture, drawn once a step."""
+        from tutelage.rollouts.samplers import Mixture
+
+        return Mixture(
+            student=sources.student(self.student_decoding),
+            other=sources.data if self.offline == "data" else sources.teacher(self.teacher_decoding),
+            fraction=lambda step: self.student_fraction,
+            unit="step",
+            seed=sources.seed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ImitKD(TokenMatching):
+    """Imitation learning: each row's text comes from fixed text with probability β, which decays, else from
+    the student; the teacher's distribution is matched everywhere.
+
+    With `schedule: constant`, `rate: 0.5`, `unit: step` and sampled student text it is what GKD's comparisons
+    call ImitKD, and equals GKD with λ = 0.5 and forward KL. `offline: teacher` is ImitKD*.
+
+    Schedules of β at progress s = i / I: `exponential` r^(−s), `linear` 1 − s, `reverse_sigmoid`
+    k / (k + exp(I·s / k)) with k = rate, `constant` rate.
+
+    Reference: Lin et al. 2020, `full` loss; r = 200 for IWSLT and WMT, 10 for CNN/DailyMail.
+    """
+
+    name: Literal["imitkd"] = "imitkd"
+    schedule: Literal["exponential", "linear", "reverse_sigmoid", "constant"] = "exponential"
+    """How the probability β of fixed text decays over the run."""
+    rate: Annotated[float, Field(ge=0)] = 200.0
+    """r of the exponential schedule, k of the reverse sigmoid, β of the constant one."""
+    unit: Literal["step", "example"] = "example"
+    """Draw for every row anew, or once a step for the whole batch."""
+    offline: Offline = "data"
+    """Where the fixed text comes from: the data's responses, or the teacher's (written once, kept on disk)."""
+    student_decoding: Decoding = Field(default_factory=lambda: Decoding(strategy="greedy"))
+    """How the student writes; the original is greedy."""
+    teacher_decoding: Decoding = Field(default_factory=lambda: Decoding(strategy="beam", beams=5))
+    """How the teacher writes, where `offline` is `teacher`."""
+
+    @model_validator(mode="after")
+    def _rate_fits_schedule(self) -> ImitKD:
+        if self.schedule == "constant" and not 0 <= self.rate <= 1:
+            raise ValueError(
+                f"rate is the probability itself with schedule 'constant': expected [0, 1], got {self.rate:g}"
+            )
+        if self.schedule == "exponential" and self.rate < 1:
+            raise ValueError(f"rate must be at least 1 with schedule 'exponential' (got {self.rate:g})")
+        if self.schedule == "reverse_sigmoid" and self.rate == 0:
+            raise ValueError("rate must be greater than 0 with schedule 'reverse_sigmoid'")
+        return self
+
+    def offline_probability(self, step: int, steps: int) -> float:
+        """Return β at a step.
+
+        >>> method = ImitKD(schedule="exponential", rate=200)
+        >>> [round(method.offline_probability(step, 100), 3) for step in (0, 50, 100)]
+        [1.0, 0.071, 0.005]
+        """
+        progress = step / steps
+        if self.schedule == "exponential":
+            return self.rate**-progress
+        if self.schedule == "linear":
+            return 1 - progress
+        if self.schedule == "reverse_sigmoid":
+            return self.rate / (self.rate + math.exp(min(step / self.rate, 700)))
+        return self.rate
+
+    def sampler(self, sources: Sources) -> Sampler:
+        """A mixture with a decaying share of fixed text."""
+        from tutelage.rollouts.samplers import Mixture
+
+        return Mixture(
+            student=sources.student(self.student_decoding),
+            other=sources.data if self.offline == "data" else sources.teacher(self.teacher_decoding),
+            fraction=lambda step: 1 - self.offline_probability(step, sources.steps),
+            unit=self.unit,
+            seed=sources.seed,
+        )

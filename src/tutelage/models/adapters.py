@@ -1,0 +1,119 @@
+"""PEFT adapters (LoRA and its kin): a small folder of weights on top of a base model."""
+
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import snapshot_download
+from transformers import PreTrainedModel
+from transformers.utils import find_adapter_config_file
+
+from tutelage.errors import InputError
+from tutelage.models.sources import LIBRARY_ERRORS, Source, locate
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+FILES = (
+    "adapter_*.json",
+    "adapter_model.safetensors",
+    "tokenizer*",
+    "*.model",
+    "vocab*",
+    "merges.txt",
+    "*.jinja",
+)
+"""What is fetched of an adapter on the hub."""
+
+
+def is_adapter(source: Source) -> bool:
+    """Whether a source is a PEFT adapter rather than a whole model.
+
+    Raises:
+        InputError: it is both.
+    """
+    if source.is_local:
+        found = (Path(source.location) / "adapter_config.json").is_file()
+    else:
+        found = find_adapter_config_file(source.location, **source.options) is not None
+    if found and source.is_local and any(Path(source.location).glob("model*.safetensors")):
+        raise source.error("holds both a whole model and an adapter; move one of them to a folder of its own")
+    return found
+
+
+def local(source: Source) -> Source:
+    """The adapter as a folder on this machine; one on the hub is fetched."""
+    if source.is_local:
+        return source
+    try:
+        folder = snapshot_download(source.location, allow_patterns=list(FILES), **source.options)
+    except LIBRARY_ERRORS as error:
+        raise source.explain(error) from error
+    return replace(source, location=folder, is_local=True, options={})
+
+
+def base_of(source: Source) -> Source:
+    """Where the base model of an adapter lies, as its adapter_config.json says.
+
+    Raises:
+        InputError: it says nothing, or the base is not there or an adapter itself.
+    """
+    settings = _settings(local(source))
+    name = settings.get("base_model_name_or_path")
+    if not name:
+        raise source.error("is an adapter that names no base; set base_model_name_or_path in its adapter_config.json")
+    try:
+        base = locate(name, f"{source.role}'s base model", settings.get("revision"))
+    except InputError as error:
+        raise InputError(f"{error} (named by base_model_name_or_path in {source.name}/adapter_config.json)") from error
+    if is_adapter(base):
+        raise base.error("is an adapter itself; merge it into its own base first (merge_and_unload)")
+    return base
+
+
+def attach(base: PreTrainedModel, source: Source, *, trainable: bool) -> "PeftModel":
+    """Put an adapter on its base model.
+
+    Args:
+        base: the base model; it is changed in place.
+        source: the adapter.
+        trainable: whether the adapter is to be trained. The base never is.
+
+    Returns:
+        The adapted model.
+
+    Raises:
+        InputError: peft is missing, or the adapter is pickled, incomplete or not of this base.
+    """
+    try:
+        from peft import PeftConfig, PeftModel
+    except ImportError as error:
+        raise source.error("is a PEFT adapter, which needs peft: pip install 'tutelage[peft]'") from error
+    adapter = local(source)
+    folder = Path(adapter.location)
+    if not (folder / "adapter_model.safetensors").is_file():
+        pickle = " (adapter_model.bin can run code when it is opened)" * (folder / "adapter_model.bin").is_file()
+        raise source.error(f"has no adapter_model.safetensors{pickle}; save it again with save_pretrained")
+    try:
+        settings = PeftConfig.from_pretrained(str(folder))
+        if not settings.is_prompt_learning:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", message=".*missing adapter keys")
+                return PeftModel.from_pretrained(
+                    base, str(folder), config=settings, is_trainable=trainable, torch_device="cpu"
+                )
+    except (*LIBRARY_ERRORS, UserWarning) as error:
+        raise source.explain(error) from error
+    raise source.error(
+        f"is a {settings.peft_type} adapter, which adds positions of its own; "
+        "expected one that changes weights, such as LoRA"
+    )
+
+
+def _settings(source: Source) -> dict[str, Any]:
+    try:
+        return json.loads((Path(source.location) / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise source.error(f"has an adapter_config.json that cannot be read: {error}") from error

@@ -1,0 +1,258 @@
+"""Tokenizers and models, from wherever a recipe says they lie."""
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import cached_file
+
+from tutelage import config
+from tutelage.errors import InputError
+from tutelage.models import adapters
+from tutelage.models.architecture import auto_class
+from tutelage.models.fresh import fresh_model
+from tutelage.models.pruning import copy_layers
+from tutelage.models.sources import LIBRARY_ERRORS, Source, locate
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+    "tekken.json",
+)
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def load_tokenizer(spec: config.Model, role: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that a model is used with.
+
+    It is `spec.tokenizer` where that is given, else the one beside the weights; an adapter without
+    tokenizer files has its base's. A padding token is not needed: padding is told from text by lengths.
+
+    Args:
+        spec: the model's section of a recipe. A student made by `from_teacher` without a `tokenizer`
+            has its teacher's, which the caller passes on.
+        role: 'student' or 'teacher', for messages.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        InputError: there is none, or it cannot be loaded.
+    """
+    if spec.tokenizer is not None:
+        return _tokenizer_at(locate(spec.tokenizer, f"{role}'s tokenizer"), False)
+    if spec.model is None:
+        raise InputError(f"the {role} has no tokenizer: from_config and from_teacher bring none; set {role}.tokenizer")
+    source = locate(spec.model, role, spec.revision)
+    if adapters.is_adapter(source) and not _has_files(adapters.local(source), TOKENIZER_FILES):
+        return _tokenizer_at(adapters.base_of(source), False)
+    return _tokenizer_at(source, spec.trust_remote_code)
+
+
+def load_model(
+    spec: config.Model,
+    role: Literal["student", "teacher"],
+    *,
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    teacher: "PreTrainedModel | PeftModel | None" = None,
+) -> "PreTrainedModel | PeftModel":
+    """Load a model, make it from a configuration, or cut it from its teacher.
+
+    Args:
+        spec: the model's section of a recipe.
+        role: whose model it is. A teacher comes frozen; of a student's adapter only the adapter learns.
+        seed: seed of fresh weights; no other generator is touched.
+        tokenizer: gives a fresh model its vocabulary size and special ids.
+        teacher: the model that `from_teacher` copies from.
+
+    Returns:
+        The model on its device, in evaluation mode.
+
+    Raises:
+        InputError: it cannot be loaded, is not a language model that writes text, or does not fit.
+    """
+    device, dtype = _device(spec.device, role), getattr(torch, spec.dtype)
+    if spec.from_teacher is not None:
+        if teacher is None:
+            raise InputError(f"from_teacher: the {role} has no teacher to be made from; give {role}.model")
+        model = copy_layers(teacher, spec.from_teacher.layers, dtype)
+    elif spec.from_config is not None:
+        model = fresh_model(spec.from_config, role, dtype, seed, tokenizer)
+    else:
+        assert spec.model is not None
+        model = _stored_model(locate(spec.model, role, spec.revision), role, dtype, spec.trust_remote_code)
+    model = model.to(device).eval()  # pyright: ignore[reportArgumentType]
+    return freeze(model) if role == "teacher" else model
+
+
+def freeze(model: Any) -> Any:
+    """Put a model into evaluation mode and exclude its parameters from training; returns the model."""
+    return model.eval().requires_grad_(False)
+
+
+def stop_ids(model: "PreTrainedModel | PeftModel", tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The ids that end a response: those of the tokenizer, the generation settings and the model.
+
+    Args:
+        model: the model; its `generation_config` and `config` may each name one id or several.
+        tokenizer: its tokenizer.
+
+    Returns:
+        The ids, the tokenizer's own end-of-sequence id first, the others in order.
+
+    Raises:
+        InputError: no end-of-sequence token is set anywhere.
+    """
+    own = _as_ids(tokenizer.eos_token_id)
+    settings = model.generation_config  # None for models that transformers cannot generate with
+    others = _as_ids(model.config.get_text_config().eos_token_id) | _as_ids(settings and settings.eos_token_id)
+    if not own | others:
+        raise InputError(
+            "no end-of-sequence token is known, so no response would ever end; set eos_token in the "
+            "tokenizer_config.json, or eos_token_id in the generation_config.json"
+        )
+    return (*sorted(own), *sorted(others - own))
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A short name for the exact weights of a model, by which scores kept on disk know their teacher.
+
+    Returns:
+        16 hexadecimal digits (BLAKE2b over the names, shapes, types and bytes of all weights and
+        persistent buffers; tied weights count once). Neither the device nor the file format matters.
+    """
+    digest, seen = hashlib.blake2b(digest_size=8), set()
+    for name, weight in sorted(model.state_dict().items()):
+        if (weight.data_ptr(), weight.shape) in seen:
+            continue
+        seen.add((weight.data_ptr(), weight.shape))
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _as_ids(value: Any) -> set[int]:
+    """One id, a list of ids or none, as a set.
+
+    >>> _as_ids([2, 7]), _as_ids(2), _as_ids(None)
+    ({2, 7}, {2}, set())
+    """
+    if value is None:
+        return set()
+    return set(value) if isinstance(value, list | tuple) else {int(value)}
+
+
+def _tokenizer_at(source: Source, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.location, trust_remote_code=trust_remote_code, **source.options
+        )
+    except LIBRARY_ERRORS as error:
+        if source.is_local and "gguf_file" not in source.options and not _has_files(source, TOKENIZER_FILES):
+            raise _no_tokenizer(source) from error
+        raise source.explain(error) from error
+    names = tuple(tokenizer.vocab_files_names.values())  # none where tokens are bytes, as in ByT5
+    if names and "gguf_file" not in source.options and not _has_files(source, (*names, *TOKENIZER_FILES)):
+        raise _no_tokenizer(source)
+    return tokenizer
+
+
+def _no_tokenizer(source: Source) -> InputError:
+    """transformers makes an empty tokenizer where there is none; nothing good comes of that."""
+    owner = source.role.removesuffix("'s tokenizer")
+    return InputError(
+        f"the {owner} has no tokenizer: '{source.name}' holds none of {', '.join(TOKENIZER_FILES)}; "
+        f"set {owner}.tokenizer to a folder or hub id that does"
+    )
+
+
+def _has_files(source: Source, names: tuple[str, ...]) -> bool:
+    """Whether one of these files lies in a folder, or in the cache of a hub id once it was loaded."""
+    if source.is_local:
+        return any((Path(source.location) / name).is_file() for name in names)
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    options = {**source.options, "local_files_only": True}
+    return any(cached_file(source.location, name, **options, **quiet) for name in names)
+
+
+def _stored_model(
+    source: Source, role: str, dtype: torch.dtype, trust_remote_code: bool
+) -> "PreTrainedModel | PeftModel":
+    if not adapters.is_adapter(source):
+        return _weights_at(source, dtype, trust_remote_code)
+    base = _weights_at(adapters.base_of(source), dtype, False)
+    return adapters.attach(base, source, trainable=role == "student")
+
+
+def _weights_at(source: Source, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+    _check_folder(source)
+    options: dict[str, Any] = {**source.options, "trust_remote_code": trust_remote_code}
+    try:
+        settings = AutoConfig.from_pretrained(source.location, **options)
+    except LIBRARY_ERRORS as error:
+        raise source.explain(error) from error
+    auto = auto_class(settings, source)
+    if "gguf_file" in options:
+        options["quantization_config"] = GgufConfig(dequantize=True)
+    else:
+        options["use_safetensors"] = True
+    try:
+        model, report = auto.from_pretrained(source.location, dtype=dtype, output_loading_info=True, **options)
+    except LIBRARY_ERRORS as error:
+        raise source.explain(error) from error
+    if report["missing_keys"]:
+        names = sorted(report["missing_keys"])
+        raise source.error(
+            f"lacks {len(names)} weights of a {type(model).__name__} (first: {names[0]}), "
+            "which would be random; give the whole language model, its head included"
+        )
+    return model
+
+
+def _check_folder(source: Source) -> None:
+    """Say what is wrong with a local folder before the libraries stumble over it."""
+    if not source.is_local or "gguf_file" in source.options:
+        return
+    folder = Path(source.location)
+    if not (folder / "config.json").is_file():
+        found = next(iter(sorted(folder.glob("*.gguf"))), None)
+        advice = f"point to the file: {found}" if found else "expected config.json and *.safetensors"
+        raise source.error(f"has no config.json, so it is no Hugging Face model folder; {advice}")
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if not any(folder.glob("*.safetensors")):
+        holds = f"only pickled weights ({pickles[0]}), which can run code when they are opened" if pickles else "none"
+        raise source.error(
+            f"needs its weights as *.safetensors and holds {holds}; convert weights you trust once, "
+            "in a place where it does no harm: AutoModelForCausalLM.from_pretrained(old).save_pretrained(new)"
+        )
+
+
+def _device(name: str, role: str) -> torch.device:
+    """The device a recipe names, if this machine has it."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"{role}.device is '{name}'; expected auto, cpu, cuda or cuda:<number>") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"{role}.device is '{name}', but PyTorch sees {torch.cuda.device_count()} CUDA devices here; "
+            "use device: auto or cpu, or check the driver and CUDA_VISIBLE_DEVICES"
+        )
+    return device

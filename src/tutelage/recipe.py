@@ -1,0 +1,254 @@
+"""Recipes: reading a YAML file and command-line overrides into one checked `Recipe`.
+
+There is one path for both: overrides are written into the mapping that the file gives, and the whole is
+checked once, so that the same mistake gives the same message wherever it was made.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from tutelage.config import STRICT, Data, Evaluation, Model, Train
+from tutelage.errors import InputError
+from tutelage.methods import METHODS, SFT, Method
+from tutelage.recipe_keys import recipe_keys
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Recipe:
+    """Everything a run depends on: who learns what from whom, on which text, by which method."""
+
+    method: Method = Field(default_factory=SFT)
+    """The method and its hyper-parameters, chosen by `name`."""
+    student: Model
+    """The model that learns."""
+    teacher: Model | None = None
+    """The model that knows. Needed by every method but sft."""
+    data: Data
+    """The prompts, and the responses where there are some."""
+    train: Train
+    """Optimiser, schedule, batch."""
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    """What is measured on held-out rows."""
+    output: str
+    """Folder of the run. It is made; a run that is already there is resumed."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Everything random follows from it."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        problems = []
+        if self.method.needs_teacher and self.teacher is None:
+            problems.append(f"method '{self.method.name}' needs a teacher: add teacher.model")
+        if self.student.from_teacher is not None and self.teacher is None:
+            problems.append("student.from_teacher needs a teacher: add teacher.model")
+        if self.teacher is not None and self.teacher.model is None:
+            problems.append("the teacher needs weights: give teacher.model")
+        if "agreement" in self.evaluation.metrics and self.teacher is None:
+            problems.append("evaluation.metrics has 'agreement', which needs a teacher: add teacher.model")
+        if self.evaluation.every is not None and self.data.validation is None:
+            problems.append("evaluation.every is set, but there is nothing to evaluate on: add data.validation")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+_RECIPE = TypeAdapter(Recipe)
+Section = TypeVar("Section")
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe from a YAML file.
+
+    Args:
+        path: the file.
+        overrides: as on the command line: `--train.steps 10`, `--method.student-fraction=0.5`.
+
+    Raises:
+        InputError: the file cannot be read, or something in it or in the overrides is wrong; the message
+            names the keys, and the nearest known one for a misspelt key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no recipe at {path}; expected a YAML file (see the folder recipes/)")
+    mapping = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    return recipe_of({**mapping}, overrides, source=str(path))
+
+
+def recipe_of(mapping: Mapping[str, Any], overrides: Sequence[str] = (), *, source: str = "recipe") -> Recipe:
+    """Check a mapping with overrides written into it, and return the recipe.
+
+    >>> recipe = recipe_of({
+    ...     "student": {"model": "gpt2"}, "data": {"train": "rows.jsonl"}, "train": {"steps": 10}, "output": "runs/a"
+    ... }, ["--train.steps", "20"])
+    >>> recipe.method.name, recipe.train.steps
+    ('sft', 20)
+    """
+    whole = _copy(mapping)
+    for key, value in split_overrides(overrides):
+        _write(whole, key.split("."), value)
+    try:
+        return _RECIPE.validate_python(whole)
+    except ValidationError as error:
+        raise InputError(_explain(error, whole, source)) from None
+
+
+def check_section(kind: type[Section], mapping: Mapping[str, Any], name: str) -> Section:
+    """Check the keys of one section on its own, such as `Decoding`.
+
+    Raises:
+        InputError: a key is unknown or its value wrong.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(dict(mapping))
+    except ValidationError as error:
+        known = [f"{name}.{field}" for field in TypeAdapter(kind).json_schema()["properties"]]
+        problems = error.errors(include_url=False)
+        places = [".".join([name, *map(str, problem["loc"])]) for problem in problems]
+        raise InputError(
+            "\n".join(_message(problem, place, known) for problem, place in zip(problems, places, strict=True))
+        ) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the recipe as YAML, every default written out; it loads again as it is."""
+    return yaml.safe_dump(_RECIPE.dump_python(recipe, mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def with_changes(recipe: Recipe, **sections: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with some keys of its sections changed: `with_changes(recipe, train={"steps": 5})`."""
+    changed = {}
+    for name, keys in sections.items():
+        section = getattr(recipe, name)
+        changed[name] = type(section)(**asdict(section) | dict(keys))
+    return replace(recipe, **changed)
+
+
+def split_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
+    """Split `--a.b-c value`, `--a.b=value` and a bare `--flag` into keys and values read as YAML.
+
+    >>> split_overrides(["--train.learning-rate", "1e-5", "--train.dropout", "--seed=3"])
+    [('train.learning_rate', 1e-05), ('train.dropout', True), ('seed', 3)]
+    """
+    pairs: list[tuple[str, Any]] = []
+    position = 0
+    while position < len(arguments):
+        argument = arguments[position]
+        if not re.match(r"--[A-Za-z]", argument):
+            raise InputError(f"unexpected argument '{argument}'; overrides look like --train.steps 100")
+        key, equals, value = argument[2:].partition("=")
+        position += 1
+        if not equals:
+            follows = position < len(arguments) and not re.match(r"--[A-Za-z]", arguments[position])
+            value = arguments[position] if follows else "true"
+            position += int(follows)
+        pairs.append((key.replace("-", "_"), parse_yaml(value, f"--{key}", mapping=False)))
+    return pairs
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: `1e-5` is a number, and a key that appears twice is a mistake."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _mapping_without_twins(loader: _Loader, node: yaml.MappingNode) -> dict:
+    seen = set()
+    for key_node, _ in node.value:
+        if key_node.value in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key '{key_node.value}' appears twice", key_node.start_mark
+            )
+        seen.add(key_node.value)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_twins)
+
+
+def parse_yaml(text: str, source: str, *, mapping: bool = True) -> Any:
+    """Read YAML safely.
+
+    Raises:
+        InputError: it is no YAML, or no mapping where one is expected.
+    """
+    try:
+        value = yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        raise InputError(f"{source}{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if mapping and not isinstance(value, dict):
+        raise InputError(f"{source}: expected keys and values such as 'method:' and 'student:'")
+    return value
+
+
+def _copy(value: Any) -> Any:
+    return {str(k): _copy(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
+def _write(mapping: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    for name in path[:-1]:
+        if not isinstance(mapping.get(name), dict):
+            mapping[name] = {}
+        mapping = mapping[name]
+    mapping[path[-1]] = value
+
+
+def _explain(error: ValidationError, mapping: Mapping[str, Any], source: str) -> str:
+    """Turn pydantic's report into lines that name keys as the user wrote them."""
+    method = mapping.get("method")
+    name = method.get("name", "sft") if isinstance(method, Mapping) else "sft"
+    known = list(recipe_keys(name if name in METHODS else "sft"))
+    lines = []
+    for problem in error.errors(include_url=False):
+        place = [str(part) for part in problem["loc"]]
+        if place[:1] == ["method"] and len(place) > 1:
+            del place[1]  # pydantic names the chosen alternative there
+        lines.append(f"{source}: {_message(problem, '.'.join(place), known)}")
+    return "\n".join(lines)
+
+
+def _message(problem: Any, key: str, known: Sequence[str]) -> str:
+    kind, given = problem["type"], problem["input"]
+    if kind == "unexpected_keyword_argument":
+        return f"unknown key '{key}'{_nearest(key, known)}"
+    if kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return f"'{key}' is missing"
+    if kind == "union_tag_invalid":
+        tag = given.get("name") if isinstance(given, Mapping) else given
+        close = difflib.get_close_matches(str(tag), METHODS, 1, 0.4)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        return f"unknown method '{tag}'{hint} (known: {', '.join(METHODS)})"
+    if kind == "union_tag_not_found":
+        return f"method has no name; give method.name, one of {', '.join(METHODS)}"
+    text = problem["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return f"{key}: {text}" if key else text
+    text = text.removeprefix("Input should be ")
+    return f"{key} must be {text} (got {given!r})"
+
+
+def _nearest(key: str, known: Sequence[str]) -> str:
+    """Say which known key was probably meant: one beside it, or one of the same name elsewhere."""
+    parent, _, last = key.rpartition(".")
+    depth = key.count(".")
+    parts = [k.split(".") for k in known]
+    siblings = list(dict.fromkeys(p[depth] for p in parts if ".".join(p[:depth]) == parent and len(p) > depth))
+    close = difflib.get_close_matches(last, siblings, 1, 0.5)
+    if close:
+        return f"; did you mean '{'.'.join(filter(None, [parent, close[0]]))}'?"
+    elsewhere = [k for k in known if k.rpartition(".")[2] == last]
+    if elsewhere:
+        return f"; did you mean '{elsewhere[0]}'?"
+    return f"; known here: {', '.join(siblings)}" if siblings else ""

@@ -1,0 +1,148 @@
+"""Who writes the text: samplers turn rows of the data into rollouts.
+
+Each has one method, `sample(examples, step)`, whose result depends on its arguments, the seed and the current
+weights only, so that a resumed run samples what the uninterrupted one would have.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from tutelage.config import Decoding
+from tutelage.data import Example
+from tutelage.errors import InputError
+from tutelage.models.language_model import LanguageModel
+from tutelage.randomness import generator
+from tutelage.rollouts.decoding import decode
+from tutelage.rollouts.rollout import Rollout, joined
+from tutelage.rollouts.store import TextStore
+
+
+class Sampler(Protocol):
+    """Anything that turns rows of the data into a rollout."""
+
+    def sample(self, examples: Sequence[Example], step: int) -> Rollout:
+        """Return one sequence for each row, in the same order."""
+        ...
+
+
+@dataclass(frozen=True)
+class DataSampler:
+    """The responses that the data came with."""
+
+    def sample(self, examples: Sequence[Example], step: int) -> Rollout:
+        """Return the rows as they are.
+
+        Raises:
+            InputError: a row has a prompt only.
+        """
+        for example in examples:
+            if not example.response:
+                raise InputError(
+                    f"{example.where} has a prompt only, but this method learns from the data's responses; "
+                    "add completions, or choose a method that writes its own text (seqkd, on-policy-kd, gkd with "
+                    "student_fraction 1)"
+                )
+        return Rollout.of(
+            [e.prompt for e in examples],
+            [e.response for e in examples],
+            masks=[e.mask for e in examples],
+            items=[e.item for e in examples],
+        )
+
+
+@dataclass(frozen=True)
+class StudentSampler:
+    """Text written by the student as it is now. No gradient goes through the writing."""
+
+    student: LanguageModel
+    decoding: Decoding
+    seed: int
+    vocabulary: int | None = None
+
+    def sample(self, examples: Sequence[Example], step: int) -> Rollout:
+        """Write one response to each prompt."""
+        return decode(
+            self.student,
+            [e.prompt for e in examples],
+            self.decoding,
+            seed=self.seed,
+            places=[(step, e.item) for e in examples],
+            items=[e.item for e in examples],
+            writer="student",
+            vocabulary=self.vocabulary,
+        )
+
+
+@dataclass(frozen=True)
+class TeacherSampler:
+    """Text written by the teacher: once for each prompt, kept on disk, and reused from there."""
+
+    teacher: LanguageModel
+    decoding: Decoding
+    seed: int
+    store: TextStore
+    vocabulary: int | None = None
+
+    def sample(self, examples: Sequence[Example], step: int) -> Rollout:
+        """Return the stored responses; have the missing ones written first."""
+        missing = [e for e in examples if self.store.get(e.prompt) is None]
+        if missing:
+            written = decode(
+                self.teacher,
+                [e.prompt for e in missing],
+                self.decoding,
+                seed=self.seed,
+                places=[(e.item,) for e in missing],
+                writer="teacher",
+                vocabulary=self.vocabulary,
+            )
+            self.store.add(written)
+        return Rollout.of(
+            [e.prompt for e in examples],
+            [self.store.get(e.prompt) or () for e in examples],
+            writer="teacher",
+            items=[e.item for e in examples],
+        )
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The student's text with some probability, another sampler's otherwise.
+
+    Drawn once a step for the whole batch (`unit="step"`, GKD's Algorithm 1: u ~ U(0, 1), the student's text if
+    u < fraction), or anew for every row (`unit="example"`, the original ImitKD).
+    """
+
+    student: Sampler
+    other: Sampler
+    fraction: Callable[[int], float]
+    """Probability of the student's text at a step."""
+    unit: Literal["step", "example"]
+    seed: int
+
+    def sample(self, examples: Sequence[Example], step: int) -> Rollout:
+        """Draw who writes, and return the rows in their order."""
+        fraction = self.fraction(step)
+        if self.unit == "step":
+            by_student = generator(self.seed, "mixture", step).random() < fraction
+            return (self.student if by_student else self.other).sample(examples, step)
+        chosen = [generator(self.seed, "mixture", step, e.item).random() < fraction for e in examples]
+        groups = [
+            (self.student, [row for row, by_student in enumerate(chosen) if by_student]),
+            (self.other, [row for row, by_student in enumerate(chosen) if not by_student]),
+        ]
+        parts = [(sampler.sample([examples[r] for r in rows], step), rows) for sampler, rows in groups if rows]
+        order = [row for _, rows in parts for row in rows]
+        return joined([part for part, _ in parts]).select([order.index(row) for row in range(len(examples))])
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The samplers that a run can offer to its method, and what schedules depend on."""
+
+    data: Sampler
+    student: Callable[[Decoding], Sampler]
+    teacher: Callable[[Decoding], Sampler]
+    seed: int
+    steps: int

@@ -1,0 +1,65 @@
+"""Text on disk: one JSON line a response, under the fingerprint of who wrote it and how."""
+
+import json
+from pathlib import Path
+
+from tutelage.errors import InputError
+from tutelage.rollouts.rollout import Ids, Rollout
+
+
+class TextStore:
+    """Responses found by their prompts; what is added is on disk before `add` returns.
+
+    Args:
+        path: the file; made when something is added.
+        fingerprint: what the text depends on (writer, decoding, seed). A file with another one is refused.
+
+    Raises:
+        InputError: the file was written with another fingerprint, or is no such file.
+    """
+
+    def __init__(self, path: Path, fingerprint: dict[str, object]) -> None:
+        self.path = path
+        self._fingerprint = fingerprint
+        self._responses: dict[Ids, Ids] = {}
+        if path.exists():
+            self._read()
+
+    def __len__(self) -> int:
+        """Number of prompts with a response."""
+        return len(self._responses)
+
+    def get(self, prompt: Ids) -> Ids | None:
+        """Return the response to a prompt, `None` where there is none yet."""
+        return self._responses.get(prompt)
+
+    def add(self, rollout: Rollout) -> None:
+        """Append the rollout's responses to the file."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        new = not self.path.exists()
+        with self.path.open("a", encoding="utf-8") as file:
+            if new:
+                file.write(json.dumps({"fingerprint": self._fingerprint}) + "\n")
+            for prompt, response in zip(rollout.prompts, rollout.responses, strict=True):
+                file.write(json.dumps({"prompt": prompt, "response": response}) + "\n")
+                self._responses[prompt] = response
+
+    def _read(self) -> None:
+        """Read the file; a last line that a kill cut short is cut off the file too."""
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        if lines and not lines[-1].endswith("\n"):
+            self.path.write_text("".join(lines[:-1]), encoding="utf-8")
+            lines = lines[:-1]
+        if not lines:
+            self.path.unlink()
+            return
+        found = json.loads(lines[0]).get("fingerprint")
+        if found != self._fingerprint:
+            different = [k for k in self._fingerprint if (found or {}).get(k) != self._fingerprint[k]]
+            raise InputError(
+                f"{self.path} holds text that was written otherwise (different: {', '.join(different)}); "
+                "move it away to have it written anew"
+            )
+        for line in lines[1:]:
+            row = json.loads(line)
+            self._responses[tuple(row["prompt"])] = tuple(row["response"])

@@ -1,0 +1,226 @@
+"""The loop. It is blind to the method: sample, count, go backward, step, look, save.
+
+Every random draw depends on the seed and the step alone (`tutelage.randomness`), so a resumed run needs
+nothing but weights, optimiser state and the number of steps done.
+"""
+
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tutelage.errors import DivergedError
+from tutelage.evaluation.evaluate import evaluate
+from tutelage.methods.objective import Objective
+from tutelage.randomness import generator
+from tutelage.rollouts.rollout import Rollout
+from tutelage.training.checkpoint import Checkpoint, save_checkpoint
+from tutelage.training.optimizer import adamw, learning_rate, load_state_tensors, state_tensors
+from tutelage.training.progress import Display
+from tutelage.training.setup import Setup
+from tutelage.training.signals import StopRequest
+from tutelage.training.tracking import trackers
+
+
+class Loop:
+    """One run of a method, from the first step or from a checkpoint to the last.
+
+    Args:
+        setup: models, text and recipe.
+        display: shows what happens.
+        stop: asked at every step whether the run has been told to stop.
+        checkpoint: where to go on from.
+    """
+
+    def __init__(self, setup: Setup, display: Display, stop: StopRequest, checkpoint: Checkpoint | None = None) -> None:
+        self._setup, self._display, self._stop = setup, display, stop
+        self._train = setup.recipe.train
+        self._objective: Objective = setup.recipe.method
+        self._sampler = self._objective.sampler(setup.sources())
+        self._modules: dict[str, nn.Module] = {"student": setup.student.model}
+        self._optimizers = {name: adamw(module, self._train) for name, module in self._modules.items()}
+        self._done = 0
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._evaluations: list[dict[str, Any]] = []
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        self._trackers = trackers(setup.folder, self._train.trackers, self._done)
+
+    def run(self) -> list[dict[str, Any]]:
+        """Train to the last step; return the evaluations, the first one of the untrained student.
+
+        Raises:
+            DivergedError: a loss or gradient was not finite.
+            Stopped: the run was told to stop, and has saved.
+        """
+        if self._done == 0:
+            self._evaluate()
+        while self._done < self._setup.steps:
+            metrics = self._step(self._done)
+            self._done += 1
+            if self._done % self._train.log_every == 0 or self._done == self._setup.steps:
+                self._log(metrics)
+            self._display.step(self._done, metrics)
+            self._look_and_save()
+        for tracker in self._trackers:
+            tracker.close()
+        return self._evaluations
+
+    def _look_and_save(self) -> None:
+        last = self._done == self._setup.steps
+        every, save_every = self._setup.recipe.evaluation.every, self._train.save_every
+        if last or (every and self._done % every == 0):
+            self._evaluate()
+        stopping = self._stop.requested and not last
+        if last or stopping or (save_every and self._done % save_every == 0):
+            self._save()
+        if stopping:
+            self._stop.leave(f"saved at step {self._done} of {self._setup.steps}; the same command goes on from here")
+
+    def _step(self, step: int) -> dict[str, Any]:
+        """Make one optimiser step; return its metrics."""
+        rows = self._setup.order.batch(step, self._train.batch_size)
+        torch.manual_seed(int(generator(self._setup.recipe.seed, "dropout", step).integers(2**62)))
+        self._seconds.clear()
+        with self._timed("sampling"), self._autocast():
+            rollout = self._sampler.sample([self._setup.texts.train[row] for row in rows], step)
+        units = self._objective.units(rollout)
+        if units == 0:
+            raise DivergedError(f"step {step + 1}: no token of the {len(rollout)} sequences is in the loss")
+        with self._timed("update"):
+            sums = self._backward(rollout, units, step)
+            norms = self._apply(step)
+        return self._metrics(rollout, sums, norms, step)
+
+    def _backward(self, rollout: Rollout, units: int, step: int) -> Mapping[str, float]:
+        """Add up the gradients of all micro-batches, divided by the units of the whole step."""
+        teacher, before = self._setup.teacher, self._setup.teacher.seconds if self._setup.teacher else 0.0
+        sums: defaultdict[str, float] = defaultdict(float)
+        for part in rollout.micro_batches(self._train.micro_batch_tokens):
+            with self._autocast():
+                terms = self._objective.terms(part, self._setup.student, teacher, self._setup.vocabulary)
+            loss = torch.stack(list(terms.losses.values())).sum() / units
+            if not torch.isfinite(loss):
+                raise DivergedError(
+                    f"the loss is {loss.item()} at step {step + 1}; the weights of step {step} are kept"
+                )
+            loss.backward()
+            sums["loss"] += loss.item()
+            for name, value in terms.metrics.items():
+                sums[name] += value.item()
+        self._seconds["teacher"] = (teacher.seconds if teacher else 0.0) - before
+        self._seconds["update"] -= self._seconds["teacher"]
+        return sums
+
+    def _apply(self, step: int) -> dict[str, float]:
+        """Clip and step every optimiser; return the norms of the gradients before clipping."""
+        norms = {}
+        for name, optimizer in self._optimizers.items():
+            parameters = [p for p in self._modules[name].parameters() if p.grad is not None]
+            norm = nn.utils.clip_grad_norm_(parameters, self._train.clip_norm or math.inf).item()
+            if not math.isfinite(norm):
+                raise DivergedError(
+                    f"the gradient of the {name} is {norm} at step {step + 1}; the weights of step {step} are kept"
+                )
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(self._train, step, self._setup.steps)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            norms[name] = norm
+        return norms
+
+    def _metrics(
+        self, rollout: Rollout, sums: Mapping[str, float], norms: Mapping[str, float], step: int
+    ) -> dict[str, Any]:
+        positions = rollout.positions
+        means = {name: value / positions for name, value in sums.items() if name != "loss"}
+        written = sum(writer == "student" for writer in rollout.writers)
+        lengths = [len(response) for response in rollout.responses]
+        ended = sum(r[-1] in self._setup.student.stop_ids for r in rollout.responses if r)
+        return {
+            "loss": sums["loss"],
+            **means,
+            "gradient_norm": norms["student"],
+            "learning_rate": learning_rate(self._train, step, self._setup.steps),
+            "epoch": self._setup.order.epoch(step + 1, self._train.batch_size),
+            "tokens": positions,
+            "response_length": sum(lengths) / len(lengths),
+            "ended": ended / len(lengths),
+            "student_text": written / len(rollout),
+            "seconds": dict(self._seconds),
+        }
+
+    def _evaluate(self) -> None:
+        validation = self._setup.texts.validation
+        if validation is None:
+            return
+        with self._timed("evaluation"), self._autocast():
+            result = evaluate(
+                self._setup.student,
+                self._setup.teacher,
+                validation.kept,
+                self._setup.recipe.evaluation,
+                self._setup.tokenizer,
+                micro_batch_tokens=self._train.micro_batch_tokens,
+                seed=self._setup.recipe.seed,
+                vocabulary=self._setup.vocabulary,
+                on_progress=self._display.busy,
+            )
+        metrics = {name: measurement.as_dict() for name, measurement in result.metrics.items()}
+        self._evaluations.append({"step": self._done, "metrics": metrics})
+        self._log({"evaluation": metrics})
+        self._display.evaluation(self._done, result.metrics)
+        with (self._setup.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+            for sample in result.samples:
+                file.write(json.dumps({"step": self._done, **sample}, ensure_ascii=False) + "\n")
+
+    def _log(self, metrics: Mapping[str, Any]) -> None:
+        for tracker in self._trackers:
+            tracker.log(self._done, metrics)
+
+    def _save(self) -> None:
+        self._display.busy("saving", 0, 1)
+        tensors = {
+            f"{name}/{key}": tensor
+            for name, module in self._modules.items()
+            for key, tensor in state_tensors(module, self._optimizers[name]).items()
+        }
+        save_checkpoint(
+            self._setup.folder / "checkpoints",
+            self._done,
+            self.write_model,
+            tensors,
+            {"step": self._done, "evaluations": self._evaluations},
+            self._train.keep_checkpoints,
+        )
+
+    def write_model(self, folder: Path) -> None:
+        """Write the student as a Hugging Face folder that `from_pretrained` loads."""
+        self._setup.student.model.save_pretrained(folder)
+        self._setup.tokenizer.save_pretrained(folder)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        tensors = checkpoint.tensors()
+        for name, module in self._modules.items():
+            own = {key.removeprefix(f"{name}/"): t for key, t in tensors.items() if key.startswith(f"{name}/")}
+            load_state_tensors(module, self._optimizers[name], own)
+        self._done = checkpoint.step
+        self._evaluations = checkpoint.state["evaluations"]
+
+    def _autocast(self):
+        device = self._setup.student.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self._train.precision == "bfloat16")
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        self._display.phase(phase)
+        start = time.perf_counter()
+        yield
+        self._seconds[phase] += time.perf_counter() - start
