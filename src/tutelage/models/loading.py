@@ -2,13 +2,14 @@
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from transformers import (
     AutoConfig,
     AutoTokenizer,
     GgufConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -21,9 +22,6 @@ from tutelage.models.architecture import auto_class
 from tutelage.models.fresh import fresh_model
 from tutelage.models.pruning import copy_layers
 from tutelage.models.sources import LIBRARY_ERRORS, Source, locate
-
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -69,8 +67,8 @@ def load_model(
     *,
     seed: int,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    teacher: "PreTrainedModel | PeftModel | None" = None,
-) -> "PreTrainedModel | PeftModel":
+    teacher: PreTrainedModel | None = None,
+) -> PreTrainedModel:
     """Load a model, make it from a configuration, or cut it from its teacher.
 
     Args:
@@ -81,7 +79,7 @@ def load_model(
         teacher: the model that `from_teacher` copies from.
 
     Returns:
-        The model on its device, in evaluation mode.
+        The model on its device, in evaluation mode; for an adapter, the PEFT model around its base.
 
     Raises:
         InputError: it cannot be loaded, is not a language model that writes text, or does not fit.
@@ -105,7 +103,7 @@ def freeze(model: Any) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def stop_ids(model: "PreTrainedModel | PeftModel", tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The ids that end a response: those of the tokenizer, the generation settings and the model.
 
     Args:
@@ -190,23 +188,18 @@ def _has_files(source: Source, names: tuple[str, ...]) -> bool:
     return any(cached_file(source.location, name, **options, **quiet) for name in names)
 
 
-def _stored_model(
-    source: Source, role: str, dtype: torch.dtype, trust_remote_code: bool
-) -> "PreTrainedModel | PeftModel":
+def _stored_model(source: Source, role: str, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
     if not adapters.is_adapter(source):
         return _weights_at(source, dtype, trust_remote_code)
     base = _weights_at(adapters.base_of(source), dtype, False)
-    return adapters.attach(base, source, trainable=role == "student")
+    # A PEFT model is none of transformers' classes, but it answers to all that we ask of one.
+    return cast(PreTrainedModel, adapters.attach(base, source, trainable=role == "student"))
 
 
 def _weights_at(source: Source, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
     _check_folder(source)
     options: dict[str, Any] = {**source.options, "trust_remote_code": trust_remote_code}
-    try:
-        settings = AutoConfig.from_pretrained(source.location, **options)
-    except LIBRARY_ERRORS as error:
-        raise source.explain(error) from error
-    auto = auto_class(settings, source)
+    auto = auto_class(configuration_at(source, trust_remote_code), source)
     if "gguf_file" in options:
         options["quantization_config"] = GgufConfig(dequantize=True)
     else:
@@ -222,6 +215,14 @@ def _weights_at(source: Source, dtype: torch.dtype, trust_remote_code: bool) -> 
             "which would be random; give the whole language model, its head included"
         )
     return model
+
+
+def configuration_at(source: Source, trust_remote_code: bool) -> PreTrainedConfig:
+    """The configuration of a stored model."""
+    try:
+        return AutoConfig.from_pretrained(source.location, **source.options, trust_remote_code=trust_remote_code)
+    except LIBRARY_ERRORS as error:
+        raise source.explain(error) from error
 
 
 def _check_folder(source: Source) -> None:

@@ -2,17 +2,15 @@
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from tutelage.errors import InputError
+from tutelage.models.shell import is_adapted
 from tutelage.models.sources import LIBRARY_ERRORS
-
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 DECODER_COUNTS = ("num_decoder_layers", "decoder_layers")
 ENCODER_COUNTS = ("num_encoder_layers", "encoder_layers", "num_layers")
@@ -25,7 +23,7 @@ HELD_BY_POSITION = "relative_attention_bias"
 """T5 keeps this table in whichever layer is first: it belongs to the place, not to the layer."""
 
 
-def copy_layers(teacher: "PreTrainedModel | PeftModel", layers: Sequence[int], dtype: torch.dtype) -> PreTrainedModel:
+def copy_layers(teacher: PreTrainedModel, layers: Sequence[int], dtype: torch.dtype) -> PreTrainedModel:
     """Build a student from the given layers of its teacher; embeddings, norms and head are copied.
 
     In an encoder-decoder model the layers are those of the decoder, and of the encoder too where it has
@@ -43,7 +41,7 @@ def copy_layers(teacher: "PreTrainedModel | PeftModel", layers: Sequence[int], d
         InputError: a layer the teacher does not have, or an architecture whose layers are not
             interchangeable.
     """
-    if not isinstance(teacher, PreTrainedModel):
+    if is_adapted(teacher):
         teacher = _merged(teacher)
     stacks = layer_stacks(teacher)
     _check_layers(layers, _depth(stacks, "decoder"))
@@ -79,7 +77,7 @@ def layer_stacks(model: PreTrainedModel) -> dict[str, tuple[str, int]]:
     return found
 
 
-def _merged(teacher: "PeftModel") -> PreTrainedModel:
+def _merged(teacher: Any) -> PreTrainedModel:
     """A copy of a teacher with its adapter folded into the weights of its base."""
     return copy.deepcopy(teacher).merge_and_unload()  # pyright: ignore[reportCallIssue]
 
