@@ -245,7 +245,7 @@ class Evaluation:
     decoding: Decoding = Field(default_factory=lambda: Decoding(strategy="greedy"))
     """How the text for `exact_answer` and `rouge_l` is generated."""
     answer: str | None = None
-    """Regular expression whose last match holds the answer that `exact_answer` compares, in its first group;
-    `null` compares the whole text."""
+    """How `exact_answer` reads the answer out of a text: a regular expression, whose last match holds it in its
+    first group; or `module:function`; or `null` for the whole text."""
     samples: Annotated[int, Field(ge=0)] = 8
     """Generated rows written to samples.jsonl at each evaluation."""

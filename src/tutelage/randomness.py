@@ -23,4 +23,4 @@ def generator(seed: int, purpose: str, *place: int) -> np.random.Generator:
     >>> generator(0, "mixture", 3).random() == generator(0, "mixture", 4).random()
     False
     """
-    return np.random.default_rng([seed, zlib.crc32(purpose.encode()), *place])
+    return np.random.default_rng([seed, zlib.crc32(purpose.encode()), len(place), *place])

@@ -109,9 +109,7 @@ def test_columns_roles_and_limit(train: Path) -> None:
     assert read_rows(source, columns={"prompt": "q", "completion": "a"}, limit=1)[0].completion == "b"
     talk = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
     source = write(train, lines([{"conversations": talk}]))
-    (row,) = read_rows(
-        source, columns={"messages": "conversations"}, roles={"human": "user", "gpt": "assistant"}
-    )
+    (row,) = read_rows(source, columns={"messages": "conversations"}, roles={"human": "user", "gpt": "assistant"})
     assert row.messages == ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
 
 
@@ -227,9 +225,7 @@ def test_problems_are_collected_counted_and_cut(train: Path) -> None:
 
 
 def test_columns_that_do_not_exist(train: Path) -> None:
-    assert "maps prompt to 'question', which is not among them" in error_of(
-        train, GOOD, columns={"prompt": "question"}
-    )
+    assert "maps prompt to 'question', which is not among them" in error_of(train, GOOD, columns={"prompt": "question"})
     assert "unknown key 'promt'" in error_of(train, GOOD, columns={"promt": "a"})
 
 

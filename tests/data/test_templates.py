@@ -49,9 +49,7 @@ SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"]
 def letters(template: str | None = None, around: str = "$A", **special: str) -> Any:
     """One id a character, `around` as what the tokenizer adds by itself."""
     alphabet = sorted({chr(code) for code in range(32, 127)} | {"\n"})
-    tokenizer = Tokenizer(
-        models.WordLevel({c: i for i, c in enumerate([*SPECIAL, *alphabet])}, unk_token="?")
-    )
+    tokenizer = Tokenizer(models.WordLevel({c: i for i, c in enumerate([*SPECIAL, *alphabet])}, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens(SPECIAL)
@@ -67,9 +65,7 @@ def sentence_pieces() -> Any:
     """A tokenizer that puts a space before every text, as Llama-2's does."""
     pieces = ["<s>", "</s>", "\u2581", "\n", "[", "]", "/", *"INSTabcx+=12?."]
     tokenizer = Tokenizer(models.WordLevel({c: i for i, c in enumerate(pieces)}, unk_token="x"))
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
-    )
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.add_special_tokens(["<s>", "</s>"])
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
@@ -154,9 +150,7 @@ def test_a_stop_that_is_no_special_token() -> None:
     ],
 )
 @pytest.mark.parametrize("prompt", ["ab", "<s>ab"])
-def test_what_the_tokenizer_adds_to_prompts(
-    around: str, encoder_decoder: bool, expected: str, prompt: str
-) -> None:
+def test_what_the_tokenizer_adds_to_prompts(around: str, encoder_decoder: bool, expected: str, prompt: str) -> None:
     tokenizer = letters(around=around, eos_token="</s>")
     rows = [Row("t:1", "first", "c"), Row("t:2", prompt, "c")]
     example = encode(rows, tokenizer, encoder_decoder=encoder_decoder, **LONG)[1]
@@ -260,9 +254,7 @@ def test_template_that_refuses_roles() -> None:
     with pytest.raises(InputError) as caught:
         encode(rows, letters(LLAMA2), **LONG)
     told = str(caught.value).splitlines()
-    assert told[0].startswith(
-        "t.jsonl:2 the chat template refuses the turns [system, user, assistant]: Only user"
-    )
+    assert told[0].startswith("t.jsonl:2 the chat template refuses the turns [system, user, assistant]: Only user")
     assert "data.roles" in told[0]
     assert told[2] == "2 problems: refused by the template 2"
 
@@ -296,9 +288,7 @@ def test_lengths_are_counted_and_never_cut() -> None:
 
 
 def test_nothing_kept() -> None:
-    with pytest.raises(
-        InputError, match=r"no trainable rows: 0 of 8 kept \(8 prompt longer than 4 tokens\); raise"
-    ):
+    with pytest.raises(InputError, match=r"no trainable rows: 0 of 8 kept \(8 prompt longer than 4 tokens\); raise"):
         encode([PAIR] * 8, letters(), max_prompt_tokens=4, max_tokens=9)
     with pytest.raises(InputError, match=r"no trainable rows: 0 of 0 kept"):
         encode([], letters(), **LONG)

@@ -8,6 +8,7 @@ from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tutelage.data import Example, Examples, Order
+from tutelage.evaluation.generated import answer_reader
 from tutelage.models.head import output_head
 from tutelage.models.loading import load_tokenizer, stop_ids
 from tutelage.models.skeleton import load_skeleton
@@ -33,6 +34,7 @@ def check(recipe: Recipe, console: Console | None = None) -> None:
         teacher = load_skeleton(recipe.teacher, "teacher")
     student = load_skeleton(recipe.student, "student", tokenizer=tokenizer, teacher=teacher)
     stops = stop_ids(student, tokenizer)
+    answer_reader(recipe.evaluation.answer)
     texts = read_texts(recipe, tokenizer, stops, bool(student.config.is_encoder_decoder))
     batch = recipe.train.batch_size
     steps = recipe.train.steps or Order(rows=len(texts.train), seed=0).steps(recipe.train.epochs or 1, batch)

@@ -1,46 +1,67 @@
 """Metrics of generated text against references: exact answers and ROUGE-L."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 
 from rouge_score import rouge_scorer
 
+from tutelage.errors import InputError
 from tutelage.evaluation.intervals import Measurement, bootstrap_mean, proportion
 
 
-def answer_of(text: str, pattern: str | None) -> str | None:
-    """Return the answer that a text gives: the first group of the pattern's last match, or the whole text.
+def answer_reader(rule: str | None) -> Callable[[str], str | None]:
+    """Return the function that reads the answer out of a text.
 
     Args:
-        text: a reference or a generated text.
-        pattern: a regular expression with a group; `None` takes the whole text.
+        rule: a regular expression, whose last match holds the answer in its first group; or `module:function`,
+            which takes a text and returns its answer or `None`; or `None` for the whole text.
 
-    Returns:
-        The answer without surrounding white space, `None` where the pattern is not found.
+    Raises:
+        InputError: the rule is neither.
 
-    >>> answer_of("so 3 + 4 = 7 #### 7", r"#### (\\d+)")
+    >>> answer_reader(r"#### (\\d+)")("so 3 + 4 = 7 #### 7")
     '7'
+    >>> answer_reader("tutelage.demo.task:answer")("towns Cod Elm drop") is None
+    True
     """
-    if pattern is None:
-        return text.strip()
-    matches = re.findall(pattern, text)
-    return matches[-1].strip() if matches else None
+    if rule is None:
+        return str.strip
+    if re.fullmatch(r"[\w.]+:\w+", rule):
+        module, _, function = rule.partition(":")
+        try:
+            return getattr(import_module(module), function)
+        except (ImportError, AttributeError) as error:
+            raise InputError(f"evaluation.answer: cannot find {rule} ({error})") from None
+    try:
+        pattern = re.compile(rule)
+    except re.error as error:
+        raise InputError(f"evaluation.answer: '{rule}' is no regular expression ({error})") from None
+    if pattern.groups < 1:
+        raise InputError(f"evaluation.answer: '{rule}' has no group; put the answer in parentheses")
+
+    def last_match(text: str) -> str | None:
+        matches = [match.group(1) for match in pattern.finditer(text)]
+        return matches[-1].strip() if matches else None
+
+    return last_match
 
 
-def exact_answers(predictions: Sequence[str], references: Sequence[str], pattern: str | None) -> list[bool]:
+def exact_answers(predictions: Sequence[str], references: Sequence[str], rule: str | None) -> list[bool]:
     """Say of each prediction whether it gives the reference's answer.
 
     >>> exact_answers(["the answer is 7", "no idea"], ["the answer is 7"] * 2, r"is (\\d+)")
     [True, False]
     """
-    wanted = [answer_of(reference, pattern) for reference in references]
-    given = [answer_of(prediction, pattern) for prediction in predictions]
+    read = answer_reader(rule)
+    wanted = [read(reference) for reference in references]
+    given = [read(prediction) for prediction in predictions]
     return [g is not None and g == w for g, w in zip(given, wanted, strict=True)]
 
 
-def exact_answer(predictions: Sequence[str], references: Sequence[str], pattern: str | None) -> Measurement:
+def exact_answer(predictions: Sequence[str], references: Sequence[str], rule: str | None) -> Measurement:
     """Return the share of predictions that give the reference's answer, in [0, 1], with Wilson's interval."""
-    right = exact_answers(predictions, references, pattern)
+    right = exact_answers(predictions, references, rule)
     return proportion(sum(right), len(right))
 
 

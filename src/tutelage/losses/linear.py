@@ -297,9 +297,10 @@ def _divergence_part(logits: Tensor, rows: slice, work: _Work, values: _Values, 
     values.divergence[rows] = value
     if slope is None:
         return None
-    slope -= student_logp.exp_() * slope.sum(-1, keepdim=True)
-    weights = 1.0 if work.coefficients is None else work.coefficients[rows, None]
-    return slope * (weights / work.temperature)
+    slope = slope - student_logp.exp_() * slope.sum(-1, keepdim=True)
+    if work.coefficients is not None:
+        slope *= work.coefficients[rows, None].to(slope.dtype)
+    return slope if work.temperature == 1.0 else slope / work.temperature
 
 
 def _differentiated(

@@ -76,11 +76,11 @@ def cross_entropy_terms(
 
     from tutelage.losses import linear_divergence
 
-    weights = torch.tensor(position_weights(rollout, reduction), device=student.device, dtype=torch.float32)
+    weights = torch.tensor(position_weights(rollout, reduction), device=student.device, dtype=torch.float64)
     scores = linear_divergence(
         student.hidden(rollout),
         student.head,
-        targets=student.targets(rollout),
+        targets=student.targets(rollout, vocabulary),
         cross_entropy=weights,
         vocabulary=vocabulary,
     )
@@ -118,7 +118,7 @@ def token_matching_terms(
 
     from tutelage.losses import linear_divergence
 
-    weights = torch.tensor(position_weights(rollout, reduction), device=student.device, dtype=torch.float32)
+    weights = torch.tensor(position_weights(rollout, reduction), device=student.device, dtype=torch.float64)
     shares = torch.tensor(
         [
             0.0 if writer == "student" else cross_entropy
@@ -126,7 +126,7 @@ def token_matching_terms(
             for _ in range(positions)
         ],
         device=student.device,
-        dtype=torch.float32,
+        dtype=torch.float64,
     )
     scores = linear_divergence(
         student.hidden(rollout),
@@ -135,7 +135,7 @@ def token_matching_terms(
         teacher.head,
         divergence,
         coefficients=weights * (1 - shares),
-        targets=student.targets(rollout),
+        targets=student.targets(rollout, vocabulary),
         cross_entropy=weights * shares if cross_entropy else None,
         temperature=temperature,
         vocabulary=vocabulary,

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tutelage.errors import InputError
 from tutelage.losses.head import Head
 from tutelage.models.head import output_head, verify_head
 from tutelage.models.shell import without_adapter_shell
@@ -73,13 +74,26 @@ class LanguageModel:
 
         Returns:
             One row for each id of `rollout.targets`, in that order.
+
+        Raises:
+            ValueError: a prompt is empty, and the model has no encoder.
         """
         states = self._decoder_states(rollout)
         return states.flatten(0, 1)[self._where(rollout, states.shape[1])]
 
-    def targets(self, rollout: Rollout) -> Tensor:
-        """Return `rollout.targets` as a tensor on the model's device."""
-        return torch.tensor(rollout.targets, dtype=torch.long, device=self.device)
+    def targets(self, rollout: Rollout, vocabulary: int | None = None) -> Tensor:
+        """Return `rollout.targets` as a tensor on the model's device.
+
+        Raises:
+            InputError: an id is not among the first `vocabulary` ids.
+        """
+        ids = rollout.targets
+        if ids and vocabulary is not None and max(ids) >= vocabulary:
+            raise InputError(
+                f"id {max(ids)} is in a response, but student and teacher share the ids below {vocabulary} only; "
+                "leave out the rows with tokens that only one of them knows, or distil on text (sft)"
+            )
+        return torch.tensor(ids, dtype=torch.long, device=self.device)
 
     def _decoder_states(self, rollout: Rollout) -> Float[Tensor, "batch length width"]:
         if self.is_encoder_decoder:
@@ -92,6 +106,11 @@ class LanguageModel:
                 encoder_attention_mask=mask,
                 use_cache=False,
             ).last_hidden_state
+        for row, prompt in enumerate(rollout.prompts):
+            if not prompt:
+                raise ValueError(
+                    f"prompt {row} is empty: a decoder-only model needs a token to start from, such as BOS"
+                )
         sequences = [(p + r)[:-1] for p, r in zip(rollout.prompts, rollout.responses, strict=True)]
         ids, mask = pad(sequences, self.padding_side, self.device)
         if self.padding_side == "right":  # causal attention never looks at what follows
@@ -118,7 +137,7 @@ class LanguageModel:
         """Check the head against the model's own logits on a probe of three tokens."""
         was_training = self.network.training
         self.network.eval()
-        probe = torch.tensor([[1, 2, 3]], device=self.device)
+        probe = torch.tensor([[1, 2, 3]], device=self.device) % self.head.vocabulary
         if self.is_encoder_decoder:
             output = self.network(input_ids=probe, decoder_input_ids=probe, use_cache=False)
             hidden = self.network.get_decoder()(

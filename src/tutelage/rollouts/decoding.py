@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from tutelage.config import Decoding
 from tutelage.models.language_model import LanguageModel, pad
@@ -153,15 +154,18 @@ def _beam(
 ) -> tuple[list[Ids], None]:
     ids, mask = pad(list(prompts), "right" if model.is_encoder_decoder else "left", model.device)
     beyond = range(vocabulary or model.head.vocabulary, model.head.vocabulary)
-    output = model.network.generate(  # pyright: ignore[reportCallIssue]
-        input_ids=ids,
-        attention_mask=mask,
+    # Settings of our own: a model's generation_config may forbid or force tokens, and a policy is the model itself.
+    settings = GenerationConfig(
         do_sample=False,
         num_beams=decoding.beams,
         max_new_tokens=decoding.max_new_tokens,
         eos_token_id=list(model.stop_ids),
         pad_token_id=model.stop_ids[0],
+        decoder_start_token_id=model.start_id if model.is_encoder_decoder else None,
         suppress_tokens=list(beyond) or None,
+    )
+    output = model.network.generate(  # pyright: ignore[reportCallIssue]
+        input_ids=ids, attention_mask=mask, generation_config=settings
     )
     start = 1 if model.is_encoder_decoder else ids.shape[1]
     return [_until_stop(row, model.stop_ids) for row in output[:, start:].tolist()], None

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tutelage.errors import InputError
 from tutelage.rollouts.rollout import Ids, Rollout
@@ -21,6 +22,7 @@ class TextStore:
     def __init__(self, path: Path, fingerprint: dict[str, object]) -> None:
         self.path = path
         self._fingerprint = fingerprint
+        self._header = json.dumps({"fingerprint": fingerprint}) + "\n"
         self._responses: dict[Ids, Ids] = {}
         if path.exists():
             self._read()
@@ -39,27 +41,41 @@ class TextStore:
         new = not self.path.exists()
         with self.path.open("a", encoding="utf-8") as file:
             if new:
-                file.write(json.dumps({"fingerprint": self._fingerprint}) + "\n")
+                file.write(self._header)
             for prompt, response in zip(rollout.prompts, rollout.responses, strict=True):
                 file.write(json.dumps({"prompt": prompt, "response": response}) + "\n")
                 self._responses[prompt] = response
 
     def _read(self) -> None:
         """Read the file; a last line that a kill cut short is cut off the file too."""
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):
-            self.path.write_text("".join(lines[:-1]), encoding="utf-8")
-            lines = lines[:-1]
-        if not lines:
+        content = self.path.read_text(encoding="utf-8")
+        if len(content) < len(self._header) and self._header.startswith(content):  # cut short in its first line
             self.path.unlink()
             return
-        found = json.loads(lines[0]).get("fingerprint")
+        lines = content.splitlines(keepends=True)
+        found = self._record(1, lines[0]).get("fingerprint")
+        if not lines[-1].endswith("\n"):
+            lines.pop()
+            self.path.write_text("".join(lines), encoding="utf-8")
         if found != self._fingerprint:
             different = [k for k in self._fingerprint if (found or {}).get(k) != self._fingerprint[k]]
             raise InputError(
                 f"{self.path} holds text that was written otherwise (different: {', '.join(different)}); "
                 "move it away to have it written anew"
             )
-        for line in lines[1:]:
-            row = json.loads(line)
+        for number, line in enumerate(lines[1:], start=2):
+            row = self._record(number, line)
             self._responses[tuple(row["prompt"])] = tuple(row["response"])
+
+    def _record(self, number: int, line: str) -> dict[str, Any]:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        wanted = {"fingerprint"} if number == 1 else {"prompt", "response"}
+        if not isinstance(record, dict) or not wanted <= record.keys():
+            raise InputError(
+                f"{self.path}:{number} is no line of stored text (expected {' and '.join(sorted(wanted))}); "
+                "move the file away to have the text written anew"
+            )
+        return record

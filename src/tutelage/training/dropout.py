@@ -4,7 +4,8 @@ from torch import nn
 
 
 def without_dropout(model: nn.Module) -> None:
-    """Set every dropout probability of a model to 0: those of layers, and those that attention reads itself.
+    """Set every dropout probability of a model to 0: those of layers, those that attention
+    reads itself, and the dropping of whole layers.
 
     >>> layer = nn.TransformerEncoderLayer(4, 1, 4, dropout=0.5)
     >>> without_dropout(layer)
@@ -15,5 +16,5 @@ def without_dropout(model: nn.Module) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in list(vars(module).items()):
-            if "dropout" in name and isinstance(value, float):
+            if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
