@@ -135,6 +135,8 @@ def _parser() -> argparse.ArgumentParser:
     verb("check", "look at a recipe before the run", CHECK)
     demo = verb("demo", "distil the embedded task and compare methods", DEMO, recipe=False)
     demo.add_argument("--folder", default="runs/demo", help="where the runs go (default: runs/demo)")
+    demo.add_argument("--prepare", action="store_true", help="write the data and the teacher only")
+    demo.add_argument("--control", action="store_true", help="also train on text that the teacher writes")
     demo.add_argument("--seed", type=int, default=0, metavar="N", help="another draw of everything (default: 0)")
     return parser
 
@@ -203,7 +205,8 @@ def _demo(command: Command) -> None:
     _quiet_libraries()
     from tutelage.demo.run import run_demo
 
-    run_demo(command.options.folder, command.options.seed)
+    options = command.options
+    run_demo(options.folder, options.seed, prepare_only=options.prepare, control=options.control)
 
 
 _VERBS = {"train": _train, "generate": _generate, "check": _check, "demo": _demo}

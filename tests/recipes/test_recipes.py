@@ -8,7 +8,10 @@ from tests.tiny import mapping
 from tutelage.cli import main
 from tutelage.recipe import load_recipe
 
-RECIPES = sorted(Path("recipes").rglob("*.yaml"))
+RECIPES = sorted(
+    {path.resolve().relative_to(Path.cwd()) for path in Path("recipes").glob("**/*.yaml")}
+    | {path.resolve().relative_to(Path.cwd()) for path in Path("recipes/tiny").glob("*.yaml")}
+)
 """The tests run from the root of the project."""
 
 
@@ -32,6 +35,7 @@ def test_recipe_runs_two_steps(tmp_path, path):
         "data.validation-limit": "4",
         "data.columns": "{}",
         "data.template": "plain",
+        "evaluation.answer": "null",
         "train.steps": "2",
         "train.epochs": "null",
         "train.batch-size": "4",
