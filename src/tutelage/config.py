@@ -146,6 +146,10 @@ class Data:
     """JSONL, JSON, CSV or Parquet file (also .gz), a folder of them, or a hub id (`name` or `name:split`)."""
     validation: str | None = None
     """Rows held out for evaluation, in the same forms."""
+    text: str | None = None
+    """Plain text (.txt, also .gz) for methods with a language-modelling term on it, such as MiniLLM's."""
+    text_tokens: Annotated[int, Field(ge=2)] = 256
+    """Tokens in each row that the plain text is cut into."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Maps `prompt`, `completion` or `messages` to the column that holds it: `{prompt: question}`."""
     roles: dict[str, str] = Field(default_factory=dict)

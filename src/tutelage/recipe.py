@@ -55,6 +55,8 @@ class Recipe:
             problems.append("evaluation.metrics has 'agreement', which needs a teacher: add teacher.model")
         if self.evaluation.every is not None and self.data.validation is None:
             problems.append("evaluation.every is set, but there is nothing to evaluate on: add data.validation")
+        if self.method.plan.text_rows and self.data.text is None:
+            problems.append(f"method '{self.method.name}' has a term on plain text: add data.text")
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -42,7 +42,7 @@ SHARED = (SupervisedKD(divergence="jsd(0.1)"), SupervisedKD(divergence="reverse_
 def by_the_loop(method, rollout: Rollout, student, teacher, budget: int = 10_000) -> tuple[float, Gradients]:
     """Loss and gradients of one step, computed as the loop does."""
     student.model.zero_grad(set_to_none=True)
-    units, loss = method.units(rollout), 0.0
+    units, loss = method.units(rollout)["student"], 0.0
     for part in rollout.micro_batches(budget):
         share = method.terms(part, student, teacher).losses["student"] / units
         share.backward()
@@ -185,7 +185,7 @@ def test_loss_on_student_text_is_divided_by_the_tokens_trained_on(method) -> Non
     student, teacher = pair("gpt2")
     once = student_written(ragged())
     twice = joined([once, once])
-    assert method.units(twice) == 2 * method.units(once) == 2 * len(once.targets)
+    assert method.units(twice)["student"] == 2 * method.units(once)["student"] == 2 * len(once.targets)
     expected = by_definition(method.divergence, once, student, teacher, "token")
     assert_same(by_the_loop(method, once, student, teacher, 12), expected, 1e-10)
     assert_same(by_the_loop(method, twice, student, teacher, 40), expected, 1e-10)
@@ -193,9 +193,9 @@ def test_loss_on_student_text_is_divided_by_the_tokens_trained_on(method) -> Non
 
 def test_sequence_units_count_the_sequences_with_a_token_in_the_loss() -> None:
     silent = Rollout.of([[3], [4]], [[5, 6], [7]], masks=[[False, False], [True]])
-    assert SupervisedKD(reduction="sequence").units(silent) == 1
-    assert SupervisedKD(reduction="token").units(silent) == 1
-    assert SupervisedKD(reduction="sequence").units(ragged()) == 5
+    assert SupervisedKD(reduction="sequence").units(silent)["student"] == 1
+    assert SupervisedKD(reduction="token").units(silent)["student"] == 1
+    assert SupervisedKD(reduction="sequence").units(ragged())["student"] == 5
 
 
 @pytest.mark.parametrize("reduction", ["token", "sequence"])
@@ -337,7 +337,7 @@ def test_the_loop_adds_up_the_gradient_of_the_definition(recipe) -> None:
         setup = prepare(with_changes(recipe, train={"micro_batch_tokens": budget}), lambda line: None)
         loop = Loop(setup, PlainDisplay("test", 2, 0, Console(quiet=True)), StopRequest())
         rollout = setup.recipe.method.sampler(setup.sources()).sample(setup.texts.train.kept[:8], 0)
-        sums = loop._backward(rollout, setup.recipe.method.units(rollout), 0)
+        sums = loop._updater._gradients(rollout, ("student",), 0)
         results.append((sums["loss"], gradients_of(setup.student)))
         if budget > 1:
             expected = by_definition("jsd(0.1)", rollout, setup.student, setup.teacher, "token")

@@ -60,7 +60,7 @@ class World:
     def step(self, method: Objective, step: int) -> tuple[Rollout, torch.Tensor, dict[str, torch.Tensor]]:
         rollout = method.sampler(self.sources()).sample(examples(), step)
         self.student.model.zero_grad(set_to_none=True)
-        loss = method.terms(rollout, self.student, self.teacher).losses["student"] / method.units(rollout)
+        loss = method.terms(rollout, self.student, self.teacher).losses["student"] / method.units(rollout)["student"]
         loss.backward()
         return rollout, loss.detach(), {n: p.grad for n, p in self.student.model.named_parameters()}
 

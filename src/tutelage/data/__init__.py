@@ -6,7 +6,8 @@
 """
 
 from tutelage.data.order import Order
+from tutelage.data.plain import plain_rows
 from tutelage.data.rows import Row, fingerprint, read_rows
 from tutelage.data.templates import Example, Examples, encode
 
-__all__ = ["Example", "Examples", "Order", "Row", "encode", "fingerprint", "read_rows"]
+__all__ = ["Example", "Examples", "Order", "Row", "encode", "fingerprint", "plain_rows", "read_rows"]

@@ -1,25 +1,48 @@
 """What every method is: a frozen dataclass of hyper-parameters that names its sampler and computes its loss.
 
-A method is configuration and runtime in one. It says who writes the text (`sampler`), by what count the loop
-divides (`units`), and returns *sums* (`terms`), one for each module that is trained; averages are the loop's
-business. Modules here import torch only inside functions, so that a recipe is checked without it.
+A method is configuration and runtime in one. It says who writes the text (`sampler`), how a collection of text
+is used (`plan`), which modules of its own are trained (`modules`), what is computed once for a collection
+(`prepare`), by what count the loop divides (`units`), and the *sums* to minimise (`terms`); averages are the
+loop's business. Modules here import torch only inside functions, so that a recipe is checked without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from tutelage.config import Reduction
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
 
+    from tutelage.data import Example
     from tutelage.models.language_model import LanguageModel
     from tutelage.models.teachers import Teacher
     from tutelage.rollouts.rollout import Rollout
     from tutelage.rollouts.samplers import Sampler, Sources
+
+Modules = Mapping[str, "nn.Module"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the loop uses the text that a method samples."""
+
+    collection: int | None = None
+    """Prompts sampled at once; `None` is one batch."""
+    inner_epochs: int = 1
+    """Passes over a collection, a batch a step, before the next one is sampled."""
+    phases: tuple[tuple[str, ...], ...] = (("student",),)
+    """The modules updated in each pass of a step, one pass after the other on the same batch."""
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
+    """Learning rates of the method's own modules, as multiples of the student's."""
+    text_rows: int = 0
+    """Rows of plain text (`data.text`) added to every batch."""
+    separate_norms: bool = False
+    """Log the gradient norm of each term on its own; costs one more pass a term."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +50,24 @@ class Terms:
     """What a method returns for one micro-batch: sums, never means."""
 
     losses: Mapping[str, Tensor]
-    """One scalar for each trainable module (`student`, and critics by their names); carries the gradient."""
+    """One scalar for each term, by the names of `units`; what is minimised is the sum of term / units."""
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
     """Detached sums over the positions, in nats or counts."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What `prepare` may use besides the text itself."""
+
+    student: LanguageModel
+    teacher: Teacher | None
+    vocabulary: int | None
+    modules: Modules
+    tokenizer: PreTrainedTokenizerBase
+    examples: Sequence[Example]
+    """The row of the data behind each sequence of the rollout."""
+    micro_batch_tokens: int
+    """Tokens in one forward pass."""
 
 
 class Objective(Protocol):
@@ -45,26 +83,64 @@ class Objective(Protocol):
         """Whether a teacher has to be loaded."""
         ...
 
+    @property
+    def plan(self) -> Plan:
+        """How the text is used."""
+        ...
+
     def sampler(self, sources: Sources) -> Sampler:
         """Say who writes the text."""
         ...
 
-    def units(self, rollout: Rollout) -> int:
-        """Count what the loss is averaged over; the loop adds it up over micro-batches and processes."""
+    def modules(self, student: LanguageModel, teacher: Teacher | None, seed: int) -> dict[str, nn.Module]:
+        """Build the method's own trainable modules, such as critics."""
+        ...
+
+    def prepare(self, rollout: Rollout, context: Context) -> Rollout:
+        """Add the values that stay fixed while a collection is used: rewards, advantages, old log-probabilities."""
+        ...
+
+    def units(self, rollout: Rollout) -> Mapping[str, float]:
+        """Count what each term is averaged over; the loop adds the counts up over micro-batches and processes."""
         ...
 
     def terms(
-        self, rollout: Rollout, student: LanguageModel, teacher: Teacher | None, vocabulary: int | None = None
+        self,
+        rollout: Rollout,
+        student: LanguageModel,
+        teacher: Teacher | None,
+        vocabulary: int | None = None,
+        modules: Modules | None = None,
+        training: Sequence[str] = ("student",),
     ) -> Terms:
-        """Compare student and teacher on a micro-batch.
+        """Compute the sums to minimise on a micro-batch.
 
         Args:
-            rollout: the micro-batch, with at least one masked position.
-            student: receives gradients.
+            rollout: the micro-batch, as `prepare` left it.
+            student: receives gradients where it is among `training`.
             teacher: receives none; may be `None` where `needs_teacher` is false.
             vocabulary: number of leading ids that both vocabularies share.
+            modules: the method's own modules.
+            training: names of the modules that this pass updates (`student` or own ones).
         """
         ...
+
+
+class Direct:
+    """Part of the methods that update the student once from every batch and train nothing else."""
+
+    @property
+    def plan(self) -> Plan:
+        """One batch, one step."""
+        return Plan()
+
+    def modules(self, student: LanguageModel, teacher: Teacher | None, seed: int) -> dict[str, nn.Module]:
+        """None."""
+        return {}
+
+    def prepare(self, rollout: Rollout, context: Context) -> Rollout:
+        """Nothing is added."""
+        return rollout
 
 
 def count_units(rollout: Rollout, reduction: Reduction) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from tutelage.config import STRICT, CrossEntropyShare, Decoding, Reduction
-from tutelage.methods.objective import Terms, count_units
+from tutelage.methods.objective import Direct, Modules, Terms, count_units
 from tutelage.methods.token_matching import TokenMatching, cross_entropy_terms
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class SFT:
+class SFT(Direct):
     """Supervised fine-tuning on the data's responses: no teacher; the start and the yardstick of the others.
 
     Formula: −Σ_t log q(y_t | y_<t, x), on the responses of the data.
@@ -37,12 +38,18 @@ class SFT:
         """The data's responses."""
         return sources.data
 
-    def units(self, rollout: Rollout) -> int:
+    def units(self, rollout: Rollout) -> dict[str, float]:
         """Tokens or sequences."""
-        return count_units(rollout, self.reduction)
+        return {"student": count_units(rollout, self.reduction)}
 
     def terms(
-        self, rollout: Rollout, student: LanguageModel, teacher: Teacher | None, vocabulary: int | None = None
+        self,
+        rollout: Rollout,
+        student: LanguageModel,
+        teacher: Teacher | None,
+        vocabulary: int | None = None,
+        modules: Modules | None = None,
+        training: Sequence[str] = ("student",),
     ) -> Terms:
         """Sum of the cross-entropy."""
         return cross_entropy_terms(rollout, student, self.reduction)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pydantic.dataclasses import dataclass
 
 from tutelage.config import STRICT, CrossEntropyShare, DivergenceName, LossTemperature, Reduction
-from tutelage.methods.objective import Terms, count_units, position_weights
+from tutelage.methods.objective import Direct, Modules, Terms, count_units, position_weights
 
 if TYPE_CHECKING:
     from tutelage.models.language_model import LanguageModel
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class TokenMatching(ABC):
+class TokenMatching(Direct, ABC):
     """The loss of the methods that differ only in who writes the text; they add a name and a sampler.
 
     Formula: Σ w_t [(1 − s)·D(teacher, student)_t + s·(−log q(y_t))], with the weight w of the reduction.
@@ -38,12 +39,18 @@ class TokenMatching(ABC):
         """Yes."""
         return True
 
-    def units(self, rollout: Rollout) -> int:
+    def units(self, rollout: Rollout) -> dict[str, float]:
         """Count tokens or sequences."""
-        return count_units(rollout, self.reduction)
+        return {"student": count_units(rollout, self.reduction)}
 
     def terms(
-        self, rollout: Rollout, student: LanguageModel, teacher: Teacher | None, vocabulary: int | None = None
+        self,
+        rollout: Rollout,
+        student: LanguageModel,
+        teacher: Teacher | None,
+        vocabulary: int | None = None,
+        modules: Modules | None = None,
+        training: Sequence[str] = ("student",),
     ) -> Terms:
         """Return the sum of the loss over a micro-batch."""
         assert teacher is not None

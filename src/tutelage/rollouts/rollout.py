@@ -1,11 +1,12 @@
 """The one carrier of text: prompts with responses, whoever wrote them."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Ids = tuple[int, ...]
-Writer = Literal["data", "teacher", "student", "mixed"]
+Writer = Literal["data", "teacher", "student", "mixed", "text"]
+Values = tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Rollout:
     """Which row of the data each prompt is."""
     logps: tuple[tuple[float, ...], ...] | None = None
     """Log-probability of each response token under the distribution it was drawn from, nats."""
+    values: Mapping[str, Values] = field(default_factory=dict)
+    """Further numbers for each response token, by name, that a method computed once (`Objective.prepare`)."""
 
     @classmethod
     def of(
@@ -94,8 +97,8 @@ class Rollout:
     def select(self, rows: Sequence[int]) -> "Rollout":
         """Return the given sequences, in the given order."""
 
-        def pick(values):
-            return tuple(values[r] for r in rows)
+        def pick(column):
+            return tuple(column[r] for r in rows)
 
         return replace(
             self,
@@ -105,7 +108,30 @@ class Rollout:
             writers=pick(self.writers),
             items=pick(self.items),
             logps=None if self.logps is None else pick(self.logps),
+            values={name: pick(column) for name, column in self.values.items()},
         )
+
+    def with_values(self, **values: Iterable[Sequence[float]]) -> "Rollout":
+        """Return the rollout with more numbers, one for each response token, masked or not.
+
+        Raises:
+            ValueError: they are not as many as there are response tokens.
+        """
+        columns = {name: tuple(tuple(row) for row in column) for name, column in values.items()}
+        wanted = tuple(map(len, self.responses))
+        for name, column in columns.items():
+            if tuple(map(len, column)) != wanted:
+                raise ValueError(f"values '{name}' have {tuple(map(len, column))} entries, the responses {wanted}")
+        return replace(self, values={**self.values, **columns})
+
+    def masked(self, column: Values) -> list[float]:
+        """Return the numbers at the masked positions, in the order of `targets`."""
+        return [
+            value
+            for row, mask in zip(column, self.masks, strict=True)
+            for value, seen in zip(row, mask, strict=True)
+            if seen
+        ]
 
     def micro_batches(self, tokens: int) -> list["Rollout"]:
         """Cut into parts whose padded size is at most `tokens`, sequences of similar length together.
@@ -128,12 +154,22 @@ class Rollout:
 
 
 def joined(rollouts: Sequence[Rollout]) -> Rollout:
-    """Put rollouts one after the other; log-probabilities are kept if all of them have some."""
+    """Put rollouts one after the other.
+
+    Log-probabilities are kept if all of them have some; values that only some have are 0 for the others.
+    """
 
     def chain(name: str) -> tuple:
         return tuple(value for rollout in rollouts for value in getattr(rollout, name))
 
+    def column(name: str) -> Values:
+        blank = [tuple((0.0,) * len(r) for r in rollout.responses) for rollout in rollouts]
+        return tuple(
+            row for rollout, zeros in zip(rollouts, blank, strict=True) for row in rollout.values.get(name, zeros)
+        )
+
     recorded = all(rollout.logps is not None for rollout in rollouts)
+    names = dict.fromkeys(name for rollout in rollouts for name in rollout.values)
     return Rollout(
         prompts=chain("prompts"),
         responses=chain("responses"),
@@ -141,4 +177,5 @@ def joined(rollouts: Sequence[Rollout]) -> Rollout:
         writers=chain("writers"),
         items=chain("items"),
         logps=chain("logps") if recorded and rollouts else None,
+        values={name: column(name) for name in names},
     )

@@ -1,12 +1,13 @@
 """Who writes the text: samplers turn rows of the data into rollouts.
 
-Each has one method, `sample(examples, step)`, whose result depends on its arguments, the seed and the current
-weights only, so that a resumed run samples what the uninterrupted one would have.
+What `sample(examples, step)` returns depends on its arguments, the seed, the current weights and, for samplers
+with a memory (a replay buffer, an adaptive share), on their `state` only; so a resumed run samples what the
+uninterrupted one would have.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from tutelage.config import Decoding
 from tutelage.data import Example
@@ -22,12 +23,38 @@ class Sampler(Protocol):
     """Anything that turns rows of the data into a rollout."""
 
     def sample(self, examples: Sequence[Example], step: int) -> Rollout:
-        """Return one sequence for each row, in the same order."""
+        """Return the same number of sequences for each row, one row after the other, in the given order."""
+        ...
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        """Take the values of an evaluation."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return what has to be remembered to go on, for JSON."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
         ...
 
 
+class Stateless:
+    """Part of the samplers that remember nothing."""
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        """Nothing depends on evaluations."""
+
+    def state(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+
 @dataclass(frozen=True)
-class DataSampler:
+class DataSampler(Stateless):
     """The responses that the data came with."""
 
     def sample(self, examples: Sequence[Example], step: int) -> Rollout:
@@ -52,30 +79,33 @@ class DataSampler:
 
 
 @dataclass(frozen=True)
-class StudentSampler:
+class StudentSampler(Stateless):
     """Text written by the student as it is now. No gradient goes through the writing."""
 
     student: LanguageModel
     decoding: Decoding
     seed: int
     vocabulary: int | None = None
+    samples: int = 1
+    """Responses to each prompt."""
 
     def sample(self, examples: Sequence[Example], step: int) -> Rollout:
-        """Write one response to each prompt."""
+        """Write the responses to each prompt, those to the same prompt one after the other."""
+        repeated = [(e, number) for e in examples for number in range(self.samples)]
         return decode(
             self.student,
-            [e.prompt for e in examples],
+            [e.prompt for e, _ in repeated],
             self.decoding,
             seed=self.seed,
-            places=[(step, e.item) for e in examples],
-            items=[e.item for e in examples],
+            places=[(step, e.item, number) for e, number in repeated],
+            items=[e.item for e, _ in repeated],
             writer="student",
             vocabulary=self.vocabulary,
         )
 
 
 @dataclass(frozen=True)
-class TeacherSampler:
+class TeacherSampler(Stateless):
     """Text written by the teacher: once for each prompt, kept on disk, and reused from there."""
 
     teacher: LanguageModel
@@ -107,7 +137,7 @@ class TeacherSampler:
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(Stateless):
     """The student's text with some probability, another sampler's otherwise.
 
     Drawn once a step for the whole batch (`unit="step"`, GKD's Algorithm 1: u ~ U(0, 1), the student's text if

@@ -5,7 +5,6 @@ nothing but weights, optimiser state and the number of steps done.
 """
 
 import json
-import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -14,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from tutelage.errors import DivergedError
 from tutelage.evaluation.evaluate import evaluate
-from tutelage.methods.objective import Objective
 from tutelage.randomness import generator
 from tutelage.rollouts.rollout import Rollout
 from tutelage.training.checkpoint import Checkpoint, save_checkpoint
-from tutelage.training.optimizer import adamw, learning_rate, load_state_tensors, state_tensors
+from tutelage.training.collections import Collections
+from tutelage.training.optimizer import learning_rate, load_state_tensors, state_tensors
 from tutelage.training.progress import Display
 from tutelage.training.setup import Setup
 from tutelage.training.signals import StopRequest
 from tutelage.training.tracking import trackers
+from tutelage.training.update import Updater
 
 
 class Loop:
@@ -42,10 +41,8 @@ class Loop:
     def __init__(self, setup: Setup, display: Display, stop: StopRequest, checkpoint: Checkpoint | None = None) -> None:
         self._setup, self._display, self._stop = setup, display, stop
         self._train = setup.recipe.train
-        self._objective: Objective = setup.recipe.method
-        self._sampler = self._objective.sampler(setup.sources())
-        self._modules: dict[str, nn.Module] = {"student": setup.student.model}
-        self._optimizers = {name: adamw(module, self._train) for name, module in self._modules.items()}
+        self._updater = Updater(setup)
+        self._collections = Collections(setup, self._updater.own)
         self._done = 0
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._evaluations: list[dict[str, Any]] = []
@@ -86,68 +83,28 @@ class Loop:
 
     def _step(self, step: int) -> dict[str, Any]:
         """Make one optimiser step; return its metrics."""
-        rows = self._setup.order.batch(step, self._train.batch_size)
         torch.manual_seed(int(generator(self._setup.recipe.seed, "dropout", step).integers(2**62)))
         self._seconds.clear()
-        with self._timed("sampling"), self._autocast():
-            rollout = self._sampler.sample([self._setup.texts.train[row] for row in rows], step)
-        units = self._objective.units(rollout)
-        if units == 0:
-            raise DivergedError(f"step {step + 1}: no token of the {len(rollout)} sequences is in the loss")
+        teacher = self._setup.teacher
+        with self._timed("sampling"), self._updater.autocast():
+            rollout = self._collections.batch(step)
+        before = teacher.seconds if teacher else 0.0
         with self._timed("update"):
-            sums = self._backward(rollout, units, step)
-            norms = self._apply(step)
-        return self._metrics(rollout, sums, norms, step)
-
-    def _backward(self, rollout: Rollout, units: int, step: int) -> Mapping[str, float]:
-        """Add up the gradients of all micro-batches, divided by the units of the whole step."""
-        teacher, before = self._setup.teacher, self._setup.teacher.seconds if self._setup.teacher else 0.0
-        sums: defaultdict[str, float] = defaultdict(float)
-        for part in rollout.micro_batches(self._train.micro_batch_tokens):
-            with self._autocast():
-                terms = self._objective.terms(part, self._setup.student, teacher, self._setup.vocabulary)
-            loss = torch.stack(list(terms.losses.values())).sum() / units
-            if not torch.isfinite(loss):
-                raise DivergedError(
-                    f"the loss is {loss.item()} at step {step + 1}; the weights of step {step} are kept"
-                )
-            loss.backward()
-            sums["loss"] += loss.item()
-            for name, value in terms.metrics.items():
-                sums[name] += value.item()
+            sums = self._updater.step(rollout, step)
         self._seconds["teacher"] = (teacher.seconds if teacher else 0.0) - before
         self._seconds["update"] -= self._seconds["teacher"]
-        return sums
+        return self._metrics(rollout, sums, step)
 
-    def _apply(self, step: int) -> dict[str, float]:
-        """Clip and step every optimiser; return the norms of the gradients before clipping."""
-        norms = {}
-        for name, optimizer in self._optimizers.items():
-            parameters = [p for p in self._modules[name].parameters() if p.grad is not None]
-            norm = nn.utils.clip_grad_norm_(parameters, self._train.clip_norm or math.inf).item()
-            if not math.isfinite(norm):
-                raise DivergedError(
-                    f"the gradient of the {name} is {norm} at step {step + 1}; the weights of step {step} are kept"
-                )
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(self._train, step, self._setup.steps)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            norms[name] = norm
-        return norms
-
-    def _metrics(
-        self, rollout: Rollout, sums: Mapping[str, float], norms: Mapping[str, float], step: int
-    ) -> dict[str, Any]:
+    def _metrics(self, rollout: Rollout, sums: Mapping[str, float], step: int) -> dict[str, Any]:
         positions = rollout.positions
-        means = {name: value / positions for name, value in sums.items() if name != "loss"}
+        plain = {name: value for name, value in sums.items() if name == "loss" or name.startswith("gradient_norm")}
+        means = {name: value / positions for name, value in sums.items() if name not in plain}
         written = sum(writer == "student" for writer in rollout.writers)
         lengths = [len(response) for response in rollout.responses]
         ended = sum(r[-1] in self._setup.student.stop_ids for r in rollout.responses if r)
         return {
-            "loss": sums["loss"],
+            **plain,
             **means,
-            "gradient_norm": norms["student"],
             "learning_rate": learning_rate(self._train, step, self._setup.steps),
             "epoch": self._setup.order.epoch(step + 1, self._train.batch_size),
             "tokens": positions,
@@ -161,7 +118,7 @@ class Loop:
         validation = self._setup.texts.validation
         if validation is None:
             return
-        with self._timed("evaluation"), self._autocast():
+        with self._timed("evaluation"), self._updater.autocast():
             result = evaluate(
                 self._setup.student,
                 self._setup.teacher,
@@ -176,6 +133,8 @@ class Loop:
         metrics = {name: measurement.as_dict() for name, measurement in result.metrics.items()}
         self._evaluations.append({"step": self._done, "metrics": metrics})
         self._log({"evaluation": metrics})
+        if self._done:
+            self._collections.sampler.observe({name: m.value for name, m in result.metrics.items()})
         self._display.evaluation(self._done, result.metrics)
         with (self._setup.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
             for sample in result.samples:
@@ -189,17 +148,19 @@ class Loop:
         self._display.busy("saving", 0, 1)
         tensors = {
             f"{name}/{key}": tensor
-            for name, module in self._modules.items()
-            for key, tensor in state_tensors(module, self._optimizers[name]).items()
+            for name, module in self._updater.modules.items()
+            for key, tensor in state_tensors(module, self._updater.optimizers[name]).items()
         }
-        save_checkpoint(
-            self._setup.folder / "checkpoints",
-            self._done,
-            self.write_model,
-            tensors,
-            {"step": self._done, "evaluations": self._evaluations},
-            self._train.keep_checkpoints,
-        )
+        for name, module in self._updater.own.items():
+            tensors |= {f"own/{name}/{key}": tensor for key, tensor in module.state_dict().items()}
+        state = {
+            "step": self._done,
+            "evaluations": self._evaluations,
+            "sampler": self._collections.sampler.state(),
+            "collection": self._collections.state(self._done),
+        }
+        folder = self._setup.folder / "checkpoints"
+        save_checkpoint(folder, self._done, self.write_model, tensors, state, self._train.keep_checkpoints)
 
     def write_model(self, folder: Path) -> None:
         """Write the student as a Hugging Face folder that `from_pretrained` loads."""
@@ -207,16 +168,15 @@ class Loop:
         self._setup.tokenizer.save_pretrained(folder)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        tensors = checkpoint.tensors()
-        for name, module in self._modules.items():
-            own = {key.removeprefix(f"{name}/"): t for key, t in tensors.items() if key.startswith(f"{name}/")}
-            load_state_tensors(module, self._optimizers[name], own)
+        tensors, state = checkpoint.tensors(), checkpoint.state
+        for name, module in self._updater.modules.items():
+            load_state_tensors(module, self._updater.optimizers[name], _under(f"{name}/", tensors))
+        for name, module in self._updater.own.items():
+            module.load_state_dict(_under(f"own/{name}/", tensors))
         self._done = checkpoint.step
-        self._evaluations = checkpoint.state["evaluations"]
-
-    def _autocast(self):
-        device = self._setup.student.device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self._train.precision == "bfloat16")
+        self._evaluations = state["evaluations"]
+        self._collections.sampler.restore(state["sampler"])
+        self._collections.restore(state["collection"])
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
@@ -224,3 +184,7 @@ class Loop:
         start = time.perf_counter()
         yield
         self._seconds[phase] += time.perf_counter() - start
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}

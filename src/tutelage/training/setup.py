@@ -7,12 +7,13 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tutelage.config import Model
-from tutelage.data import Examples, Order, encode, fingerprint, read_rows
+from tutelage.data import Examples, Order, encode, fingerprint, plain_rows, read_rows
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.loading import load_model, load_tokenizer, stop_ids
 from tutelage.models.teachers import LocalTeacher
 from tutelage.models.vocabulary import shared_vocabulary
 from tutelage.recipe import Recipe
+from tutelage.rollouts.rollout import Rollout
 from tutelage.rollouts.samplers import DataSampler, Sources, StudentSampler, TeacherSampler
 from tutelage.rollouts.store import TextStore
 from tutelage.training.dropout import without_dropout
@@ -26,6 +27,8 @@ class Texts:
     validation: Examples | None
     fingerprint: str
     """Of the training rows as read."""
+    plain: tuple[tuple[int, ...], ...] = ()
+    """Rows of `data.text`."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,12 @@ class Setup:
     texts: Texts
     order: Order
     steps: int
+
+    def text_batch(self, step: int, rows: int) -> Rollout:
+        """Rows of plain text for one step: the first token is the prompt, the rest the response."""
+        order = Order(rows=len(self.texts.plain), seed=self.recipe.seed)
+        chosen = [self.texts.plain[row] for row in order.batch(step, rows)]
+        return Rollout.of([row[:1] for row in chosen], [row[1:] for row in chosen], writer="text")
 
     def sources(self) -> Sources:
         """The samplers that the method may choose from."""
@@ -109,7 +118,8 @@ def read_texts(
         validation = encoded(
             read_rows(data.validation, columns=data.columns, roles=data.roles, limit=data.validation_limit)
         )
-    return Texts(encoded(train), validation, fingerprint(train))
+    plain = () if data.text is None else plain_rows(data.text, tokenizer, data.text_tokens)
+    return Texts(encoded(train), validation, fingerprint(train), plain)
 
 
 def prepare(recipe: Recipe, report: Callable[[str], None], resume_from: Path | None = None) -> Setup:
