@@ -35,9 +35,9 @@ class ConfidentTeacher:
 
     power: float = 1.0
 
-    def units(self, rollout: Rollout) -> int:
-        """Count the tokens, by which a loop divides."""
-        return rollout.positions
+    def units(self, rollout: Rollout) -> dict[str, float]:
+        """Count the tokens, by which a loop divides the term of that name."""
+        return {"student": rollout.positions}
 
     def terms(self, rollout: Rollout, student: LanguageModel, teacher: LocalTeacher) -> Terms:
         """Return the sum over the tokens, and what a loop should log."""
@@ -76,7 +76,7 @@ def main() -> None:
     for step in range(20):
         places = [(step, row) for row in range(len(prompts))]
         rollout = decode(student, prompts, Decoding(max_new_tokens=12), seed=0, places=places)
-        terms, units = objective.terms(rollout, student, teacher), objective.units(rollout)
+        terms, units = objective.terms(rollout, student, teacher), objective.units(rollout)["student"]
         (terms.losses["student"] / units).backward()
         optimizer.step()
         optimizer.zero_grad()

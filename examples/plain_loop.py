@@ -3,8 +3,7 @@
     python examples/plain_loop.py                                             tiny random models, a few seconds
     python examples/plain_loop.py STUDENT TEACHER rows.jsonl --out trained    folders or hub ids, and a file of rows
 
-Rows have `prompt` and `completion`. The loop does what `tutelage train` does at each step, and nothing else of it:
-no micro-batches, schedule, checkpoints or evaluation.
+Rows have `prompt` and `completion`. What `tutelage train` adds: micro-batches, schedule, checkpoints, evaluation.
 """
 
 import argparse
@@ -20,9 +19,7 @@ from tutelage.models.vocabulary import shared_vocabulary
 from tutelage.randomness import generator
 from tutelage.rollouts.decoding import decode
 
-METHOD = methods.GKD(
-    student_fraction=0.5, divergence="jsd(0.5)", student_decoding=Decoding(temperature=1.0, max_new_tokens=16)
-)
+METHOD = methods.GKD(student_fraction=0.5, divergence="jsd(0.5)", student_decoding=Decoding(max_new_tokens=16))
 SEED, BATCH = 0, 8
 
 
@@ -44,7 +41,8 @@ def real_world(student: str, teacher: str, source: str) -> tuple[LanguageModel, 
     both = {role: LanguageModel(net, stop_ids(net, tokenizers[role])) for role, net in networks.items()}
     heads = [both[role].head.vocabulary for role in specs]
     shared = shared_vocabulary(tokenizers["student"], tokenizers["teacher"], *heads)
-    examples = encode(read_rows(source), tokenizers["student"], max_prompt_tokens=512, max_tokens=1024)
+    kind = {"stop_ids": frozenset(both["student"].stop_ids), "encoder_decoder": both["student"].is_encoder_decoder}
+    examples = encode(read_rows(source), tokenizers["student"], max_prompt_tokens=512, max_tokens=1024, **kind)
     rows = Rollout.of([e.prompt for e in examples], [e.response for e in examples], masks=[e.mask for e in examples])
     return both["student"], both["teacher"], rows, shared.size
 
@@ -65,11 +63,10 @@ def main() -> None:
         chosen = generator(SEED, "order", step).choice(len(rows), min(BATCH, len(rows)), replace=False)
         rollout = rows.select([int(row) for row in chosen])
         if generator(SEED, "mixture", step).random() < METHOD.student_fraction:  # the student writes this batch
-            places = [(step, item) for item in rollout.items]
-            settings = {"seed": SEED, "places": places, "vocabulary": vocabulary}
-            rollout = decode(student, rollout.prompts, METHOD.student_decoding, **settings)
+            settings = {"places": [(step, item) for item in rollout.items], "vocabulary": vocabulary}
+            rollout = decode(student, rollout.prompts, METHOD.student_decoding, seed=SEED, **settings)
         terms = METHOD.terms(rollout, student, teacher, vocabulary)
-        loss = terms.losses["student"] / METHOD.units(rollout)  # a sum over tokens becomes their mean
+        loss = terms.losses["student"] / METHOD.units(rollout)["student"]  # a sum over tokens becomes their mean
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.model.parameters(), 1.0)
         optimizer.step()
