@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     command = parse(sys.argv[1:] if arguments is None else list(arguments))
     # Threads that wait for each other by spinning starve those that work as soon as the machine is shared:
-    # beside one busy process, steps of a 4 × 256 model took half as long again with the default. Read by torch's OpenMP.
+    # beside one busy process, steps of a 4 × 256 model took half as long again by default. Torch's OpenMP reads it.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         _VERBS[command.options.verb](command)
