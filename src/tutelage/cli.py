@@ -163,19 +163,13 @@ class _Keys(argparse.Action):
         parser.exit()
 
 
-def _quiet_libraries() -> None:
-    """Keep transformers' bars and advice out of our display; their errors still come through."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-
-
 def _train(command: Command) -> None:
     from tutelage.recipe import load_recipe
 
     recipe = load_recipe(command.options.recipe, command.overrides())
-    _quiet_libraries()
+    from tutelage.training.quiet import quiet_transformers
+
+    quiet_transformers()
     from tutelage.training.run import train
 
     run = train(recipe, resume=command.options.resume)
@@ -187,7 +181,9 @@ def _generate(command: Command) -> None:
 
     recipe = load_recipe(command.options.recipe, command.overrides(without="--decoding."))
     settings = {key.removeprefix("decoding."): value for key, value in split_overrides(command.under("--decoding."))}
-    _quiet_libraries()
+    from tutelage.training.quiet import quiet_transformers
+
+    quiet_transformers()
     from tutelage.commands.generate import generate
 
     options = command.options
@@ -198,14 +194,18 @@ def _check(command: Command) -> None:
     from tutelage.recipe import load_recipe
 
     recipe = load_recipe(command.options.recipe, command.overrides())
-    _quiet_libraries()
+    from tutelage.training.quiet import quiet_transformers
+
+    quiet_transformers()
     from tutelage.commands.check import check
 
     check(recipe)
 
 
 def _demo(command: Command) -> None:
-    _quiet_libraries()
+    from tutelage.training.quiet import quiet_transformers
+
+    quiet_transformers()
     from tutelage.demo.run import run_demo
 
     options = command.options

@@ -8,7 +8,7 @@ This module never imports torch, so that a mistake in a recipe is reported at on
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
@@ -126,15 +126,15 @@ class Model:
     device: str = "auto"
     """`auto` (CUDA where there is one, else the CPU), `cpu`, `cuda`, `cuda:1`, …"""
     trust_remote_code: bool = False
-    """Run code that comes with the model. Only together with a pinned `revision`."""
+    """Run code that comes with the model. Only together with a `revision` that is a commit."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "Model":
         given = [n for n in ("model", "from_config", "from_teacher") if getattr(self, n) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of model, from_config, from_teacher (got {given or 'none'})")
-        if self.trust_remote_code and not self.revision:
-            raise ValueError("trust_remote_code needs a pinned revision")
+        if self.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+            raise ValueError("trust_remote_code needs a pinned revision: the 40 hexadecimal digits of a commit")
         return self
 
 
@@ -185,6 +185,15 @@ class Decoding:
     """Longest response, end-of-sequence included."""
     batch_size: Count = 64
     """Sequences decoded at the same time."""
+
+
+def _filled(**defaults: Any) -> BeforeValidator:
+    """Give the missing keys of a decoding section defaults of its owner's."""
+    return BeforeValidator(lambda value: {**defaults, **value} if isinstance(value, dict) else value)
+
+
+GreedyDecoding = Annotated[Decoding, _filled(strategy="greedy")]
+BeamDecoding = Annotated[Decoding, _filled(strategy="beam", beams=5)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -246,7 +255,7 @@ class Evaluation:
     metrics: tuple[Literal["loss", "agreement", "exact_answer", "rouge_l"], ...] = ("loss",)
     """`loss` (nats a token on the references), `agreement` (divergences to the teacher and equal top
     tokens, on the references), `exact_answer` and `rouge_l` (on generated text)."""
-    decoding: Decoding = Field(default_factory=lambda: Decoding(strategy="greedy"))
+    decoding: GreedyDecoding = Field(default_factory=lambda: Decoding(strategy="greedy"))
     """How the text for `exact_answer` and `rouge_l` is generated."""
     answer: str | None = None
     """How `exact_answer` reads the answer out of a text: a regular expression, whose last match holds it in its

@@ -30,6 +30,6 @@ class CheckpointError(TutelageError):
 
 
 class Stopped(TutelageError):
-    """The run was asked to stop, has saved, and goes on with `--resume`."""
+    """The run was asked to stop and has saved; the same command goes on with it."""
 
     exit_status = 75

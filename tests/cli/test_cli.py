@@ -140,3 +140,15 @@ def test_overrides_and_options_may_come_in_any_order():
     assert command.options.recipe == "r.yaml"
     assert command.options.resume == "never"
     assert command.overrides() == ["--train.steps", "5", "--seed=3", "--train.dropout"]
+
+
+def test_missing_keys_of_a_decoding_section_keep_the_owners_defaults(tmp_path):
+    from tutelage.recipe import recipe_of
+
+    sections = {"evaluation": {"decoding": {"max_new_tokens": 9}}}
+    recipe = recipe_of(
+        {**mapping(tmp_path, "sft", **sections), "method": {"name": "imitkd", "teacher_decoding": {"beams": 3}}}
+    )
+    assert (recipe.evaluation.decoding.strategy, recipe.evaluation.decoding.max_new_tokens) == ("greedy", 9)
+    assert (recipe.method.teacher_decoding.strategy, recipe.method.teacher_decoding.beams) == ("beam", 3)
+    assert recipe.method.student_decoding.strategy == "greedy"

@@ -175,3 +175,48 @@ def test_bfloat16_and_activation_checkpointing_come_close_to_float32(tmp_path):
         torch.testing.assert_close(weights(kept.folder)[name], tensor, rtol=1e-5, atol=1e-6)
     last = [run.evaluations[-1]["metrics"]["forward_kl"]["value"] for run in (exact, mixed)]
     assert last[1] == pytest.approx(last[0], rel=0.1)
+
+
+def test_rows_that_changed_under_a_run_are_refused(tmp_path, monkeypatch):
+    recipe = recipe_of(mapping(tmp_path, "sft"))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Stopped):
+            train(recipe, **SILENT)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(rows.read_text().replace('"a b', '"b a'))
+    with pytest.raises(InputError, match="are not those that .* began with"):
+        train(recipe, **SILENT)
+
+
+def test_samples_are_not_written_twice_after_a_kill(tmp_path, monkeypatch):
+    sections = {"evaluation": {"metrics": ["exact_answer"], "every": 2, "decoding": {"max_new_tokens": 4}}}
+    recipe = recipe_of(mapping(tmp_path, "sft", train={"save_every": 3}, **sections))
+
+    def killed(self, number):
+        raise KeyboardInterrupt
+
+    original = loop_module.Loop._step
+    with monkeypatch.context() as patch:
+        patch.setattr(loop_module.Loop, "_step", lambda self, n: killed(self, n) if n == 5 else original(self, n))
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, **SILENT)
+    run = train(recipe, **SILENT)
+    steps = [json.loads(line)["step"] for line in (run.folder / "samples.jsonl").read_text().splitlines()]
+    assert sorted(set(steps)) == [0, 2, 4, 6]
+    assert all(steps.count(step) == 6 for step in set(steps))
+
+
+def test_validation_rows_without_references_are_refused(tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a b"}\n')
+    with pytest.raises(InputError, match="has prompts only, but every metric needs a reference"):
+        train(recipe_of(mapping(tmp_path, "sft", data={"validation": str(prompts)})), **SILENT)
+
+
+def test_a_finished_run_by_epochs_is_left_alone(tmp_path):
+    recipe = recipe_of(mapping(tmp_path, "sft", train={"steps": None, "epochs": 1}))
+    train(recipe, **SILENT)
+    said: list[str] = []
+    train(recipe, report=said.append)
+    assert "finished already" in said[0]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,13 +50,22 @@ def generate(
     source = recipe.data.train if rows == "train" else recipe.data.validation
     if source is None:
         raise InputError("--rows validation: the recipe has no data.validation")
-    read = read_rows(source, columns=recipe.data.columns, roles=recipe.data.roles, limit=recipe.data.limit)
+    limit = recipe.data.limit if rows == "train" else recipe.data.validation_limit
+    read = read_rows(source, columns=recipe.data.columns, roles=recipe.data.roles, limit=limit)
     examples = encode(
         read, tokenizer, template=recipe.data.template, max_prompt_tokens=recipe.data.max_prompt_tokens,
         max_tokens=recipe.data.max_tokens, stop_ids=frozenset(model.stop_ids), encoder_decoder=model.is_encoder_decoder,
     )  # fmt: skip
     row_of = {row.where: row for row in read}
-    written = _already_written(path, {"by": by, "decoding": vars(decoding) | {"batch_size": 0}, "seed": recipe.seed})
+    written = _already_written(
+        path,
+        {
+            "model": asdict(recipe.teacher if by == "teacher" and recipe.teacher else recipe.student),
+            "rows": source,
+            "decoding": asdict(decoding) | {"batch_size": 0},
+            "seed": recipe.seed,
+        },
+    )
     missing = [example for example in examples if example.where not in written]
     print(f"{len(written):,} of {len(examples):,} rows are in {path} already" if written else f"writing {path}")
     with StopRequest() as stop, _bar() as bar:

@@ -11,6 +11,7 @@ import torch
 
 from tutelage.demo import task
 from tutelage.recipe import load_recipe
+from tutelage.training.quiet import quiet_transformers
 from tutelage.training.run import train
 
 HERE = Path(__file__).parent
@@ -24,6 +25,7 @@ ROWS = 64_000
 def retrain() -> None:
     """Write the rows, train, and replace the shipped weights."""
     torch.set_num_threads(1)  # the model is small, and sums come out the same on every machine of a kind
+    quiet_transformers()
     folder = Path("runs/demo-teacher")
     task.tokenizer().save_pretrained(folder / "tokenizer")
     task.write(folder / "data", SEED, labels=ROWS, prompts=0, tests=500)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from tutelage.config import STRICT, Decoding, DivergenceName, Share
+from tutelage.config import STRICT, BeamDecoding, Decoding, DivergenceName, GreedyDecoding, Share
 from tutelage.methods.token_matching import TokenMatching
 
 if TYPE_CHECKING:
@@ -93,9 +93,9 @@ class ImitKD(TokenMatching):
     """Draw for every row anew, or once a step for the whole batch."""
     offline: Offline = "data"
     """Where the fixed text comes from: the data's responses, or the teacher's (written once, kept on disk)."""
-    student_decoding: Decoding = Field(default_factory=lambda: Decoding(strategy="greedy"))
+    student_decoding: GreedyDecoding = Field(default_factory=lambda: Decoding(strategy="greedy"))
     """How the student writes; the original is greedy."""
-    teacher_decoding: Decoding = Field(default_factory=lambda: Decoding(strategy="beam", beams=5))
+    teacher_decoding: BeamDecoding = Field(default_factory=lambda: Decoding(strategy="beam", beams=5))
     """How the teacher writes, where `offline` is `teacher`."""
 
     @model_validator(mode="after")

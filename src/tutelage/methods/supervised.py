@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from tutelage.config import STRICT, CrossEntropyShare, Decoding, Reduction
+from tutelage.config import STRICT, BeamDecoding, CrossEntropyShare, Decoding, Reduction
 from tutelage.methods.objective import Direct, Modules, Terms, count_units
 from tutelage.methods.token_matching import TokenMatching, cross_entropy_terms
 
@@ -59,15 +59,15 @@ class SFT(Direct):
 class SeqKD(TokenMatching):
     """Sequence-level KD: fine-tuning on text that the teacher wrote, one response a prompt, kept on disk.
 
-    Needs prompts only, and a teacher that shares no more than its text. `cross_entropy: 0.5` is the variant of
-    MiniLLM's repository (half token-level KD), `0` that of DistiLLM's.
+    Needs prompts only. `cross_entropy: 0.5` is the variant of MiniLLM's repository (half token-level KD), `0` that
+    of DistiLLM's. A teacher with another tokenizer writes its text by `tutelage generate`, for `sft`.
 
     Reference: Kim & Rush 2016 (beam search); MiniLLM's repository samples the teacher.
     """
 
     name: Literal["seqkd"] = "seqkd"
     cross_entropy: CrossEntropyShare = 1.0
-    teacher_decoding: Decoding = Field(default_factory=lambda: Decoding(strategy="beam", beams=5))
+    teacher_decoding: BeamDecoding = Field(default_factory=lambda: Decoding(strategy="beam", beams=5))
     """How the teacher writes."""
 
     def sampler(self, sources: Sources) -> Sampler:

@@ -53,7 +53,7 @@ PROBE = (
 )  # fmt: skip
 """Texts that tokenizers with other merges, normalisation or pre-tokenisation cut differently."""
 
-TEXT_ONLY = "distil with seqkd, which needs text only"
+TEXT_ONLY = "have the teacher write text with `tutelage generate`, and train on it with sft"
 
 
 @dataclass(frozen=True)

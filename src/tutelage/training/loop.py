@@ -4,7 +4,6 @@ Every random draw depends on the seed and the step alone (`tutelage.randomness`)
 nothing but weights, optimiser state and the number of steps done.
 """
 
-import json
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -24,7 +23,7 @@ from tutelage.training.optimizer import learning_rate, load_state_tensors, state
 from tutelage.training.progress import Display
 from tutelage.training.setup import Setup
 from tutelage.training.signals import StopRequest
-from tutelage.training.tracking import trackers
+from tutelage.training.tracking import JsonLines, trackers
 from tutelage.training.update import Updater
 
 
@@ -49,6 +48,7 @@ class Loop:
         if checkpoint is not None:
             self._restore(checkpoint)
         self._trackers = trackers(setup.folder, self._train.trackers, self._done)
+        self._samples = JsonLines(setup.folder / "samples.jsonl", self._done)
 
     def run(self) -> list[dict[str, Any]]:
         """Train to the last step; return the evaluations, the first one of the untrained student.
@@ -66,7 +66,7 @@ class Loop:
                 self._log(metrics)
             self._display.step(self._done, metrics)
             self._look_and_save()
-        for tracker in self._trackers:
+        for tracker in (*self._trackers, self._samples):
             tracker.close()
         return self._evaluations
 
@@ -136,9 +136,8 @@ class Loop:
         if self._done:
             self._collections.sampler.observe({name: m.value for name, m in result.metrics.items()})
         self._display.evaluation(self._done, result.metrics)
-        with (self._setup.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
-            for sample in result.samples:
-                file.write(json.dumps({"step": self._done, **sample}, ensure_ascii=False) + "\n")
+        for sample in result.samples:
+            self._samples.log(self._done, sample)
 
     def _log(self, metrics: Mapping[str, Any]) -> None:
         for tracker in self._trackers:
@@ -155,6 +154,8 @@ class Loop:
             tensors |= {f"own/{name}/{key}": tensor for key, tensor in module.state_dict().items()}
         state = {
             "step": self._done,
+            "steps": self._setup.steps,
+            "data": self._setup.texts.fingerprint,
             "evaluations": self._evaluations,
             "sampler": self._collections.sampler.state(),
             "collection": self._collections.state(self._done),

@@ -72,8 +72,13 @@ def train(
     if finished is not None:
         report(f"{folder} is finished already; its model is in {finished.model}")
         return finished
-    folder.mkdir(parents=True, exist_ok=True)
     setup = prepare(recipe, report, None if checkpoint is None else checkpoint.folder)
+    if checkpoint is not None and checkpoint.state["data"] != setup.texts.fingerprint:
+        raise InputError(
+            f"the training rows in {recipe.data.train} are not those that {folder} began with; name another output, "
+            "or put the rows back"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
     _describe(setup)
     if checkpoint is not None:
         report(f"resuming from step {checkpoint.step}")
@@ -104,7 +109,12 @@ def _resumable(recipe: Recipe, folder: Path, resume: str, report: Callable[[str]
 
 
 def _finished(recipe: Recipe, folder: Path, checkpoint: Checkpoint | None) -> Run | None:
-    if checkpoint is None or recipe.train.steps is None or checkpoint.step < recipe.train.steps:
+    if checkpoint is None:
+        return None
+    stored = parse_yaml((folder / "config.yaml").read_text(encoding="utf-8"), str(folder / "config.yaml"))["train"]
+    same_epochs = recipe.train.epochs is not None and stored["epochs"] == recipe.train.epochs
+    wanted = checkpoint.state["steps"] if same_epochs else recipe.train.steps
+    if wanted is None or checkpoint.step < wanted:
         return None
     if not (folder / "evaluation.json").exists() or not (folder / "model" / "config.json").exists():
         return None

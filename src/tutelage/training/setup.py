@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tutelage.config import Model
 from tutelage.data import Examples, Order, encode, fingerprint, plain_rows, read_rows
+from tutelage.errors import InputError
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.loading import load_model, load_tokenizer, stop_ids
 from tutelage.models.teachers import LocalTeacher
@@ -117,6 +118,11 @@ def read_texts(
     if data.validation is not None:
         validation = encoded(
             read_rows(data.validation, columns=data.columns, roles=data.roles, limit=data.validation_limit)
+        )
+    if validation is not None and not all(example.response for example in validation):
+        raise InputError(
+            f"{data.validation} has prompts only, but every metric needs a reference; add completions to the "
+            "validation rows, or leave data.validation out"
         )
     plain = () if data.text is None else plain_rows(data.text, tokenizer, data.text_tokens)
     return Texts(encoded(train), validation, fingerprint(train), plain)

@@ -21,7 +21,7 @@ class Tracker(Protocol):
 
 
 class JsonLines:
-    """One line a step in metrics.jsonl; a resumed run first cuts what it is about to write again.
+    """A file with one JSON object a line, each with its step; a resumed run first cuts what it will write again.
 
     Args:
         path: the file.
@@ -37,7 +37,7 @@ class JsonLines:
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Append a line; it is handed to the system at once."""
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.write(json.dumps({"step": step, **metrics}, ensure_ascii=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:
