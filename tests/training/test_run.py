@@ -184,8 +184,8 @@ def test_rows_that_changed_under_a_run_are_refused(tmp_path, monkeypatch):
         with pytest.raises(Stopped):
             train(recipe, **SILENT)
     rows = tmp_path / "rows.jsonl"
-    rows.write_text(rows.read_text().replace('"a b', '"b a'))
-    with pytest.raises(InputError, match="are not those that .* began with"):
+    rows.write_text(rows.read_text().replace('"b c"', '"c b"'))
+    with pytest.raises(InputError, match="are not those that"):
         train(recipe, **SILENT)
 
 
