@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MARKER := .venv/.installed
 
-.PHONY: help setup demo demo-teacher test test-slow test-real-model check format docs clean
+.PHONY: help setup demo demo-teacher test test-slow test-real-model check format bench docs clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -36,6 +36,13 @@ check: $(MARKER)  ## Lint and check types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+docs: $(MARKER)  ## Check that the documentation is true: its code runs, its commands parse, its links resolve
+	$(BIN)/python -m pytest -q tests/docs tests/examples
+
+bench: $(MARKER)  ## Measure the vocabulary engine and sampling against their peers (about 10 minutes)
+	$(BIN)/python benchmarks/divergence.py
+	$(BIN)/python benchmarks/sampling.py
 
 format: $(MARKER)  ## Format and sort imports
 	$(BIN)/ruff check --fix .

@@ -220,3 +220,9 @@ def test_a_finished_run_by_epochs_is_left_alone(tmp_path):
     said: list[str] = []
     train(recipe, report=said.append)
     assert "finished already" in said[0]
+
+
+def test_tensorboard_gets_the_numbers_too(tmp_path):
+    pytest.importorskip("tensorboard")
+    run = train(recipe_of(mapping(tmp_path, "sft", train={"trackers": ["tensorboard"]})), **SILENT)
+    assert any("events" in file.name for file in (run.folder / "tensorboard").iterdir())

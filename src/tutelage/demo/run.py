@@ -28,7 +28,7 @@ from tutelage.training.run import train
 LABELS, PROMPTS, TESTS = 350, 8000, 500
 START = {"start": ("start", "The student begins: fresh weights, fine-tuned on the 350 labelled rows")}
 CONTINUATIONS = {
-    "sft": ("fine-tuning goes on", "First way on: fine-tuning goes on, on the same 350 rows"),
+    "sft": ("more fine-tuning", "First way on: fine-tuning goes on, on the same 350 rows"),
     "supervised-kd": ("supervised KD", "Second way on: the teacher is matched on the same 350 rows"),
     "gkd": ("on-policy GKD", "Third way on: the student answers new prompts, the teacher is matched on what it wrote"),
 }
