@@ -15,9 +15,16 @@ CHECKED = (
 install_import_hook(list(CHECKED), "beartype.beartype")  # has to come before tutelage is imported
 
 import torch  # noqa: E402
-from hypothesis import settings  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
-settings.register_profile("steady", deadline=None, derandomize=True, database=None, max_examples=30)
+settings.register_profile(
+    "steady",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    max_examples=30,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],  # machines that are shared are slow
+)
 settings.load_profile("steady")
 torch.set_num_threads(1)
 

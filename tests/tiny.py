@@ -63,6 +63,18 @@ def mapping(folder: Path, method: str, kind: str = "llama", **sections: Any) -> 
         "on-policy-kd": {"student_decoding": short},
         "imitkd": {"student_decoding": {**short, "strategy": "greedy"}},
         "gkd": {"student_decoding": short},
+        "distribution-matching": {"student_decoding": short, "teacher_decoding": short},
+        "moment-matching": {"student_decoding": short, "teacher_decoding": short, "critic_steps": 2, "critic_rank": 4},
+        "gkd-reward": {"student_decoding": short, "samples": 2, "baseline": "leave-one-out", "separate_norms": True},
+        "minillm": {"student_decoding": short, "collection": 18, "inner_epochs": 2},  # stops fall into both epochs
+        "minillm-single-step": {"student_decoding": short},
+        "minillm-ranking": {"student_decoding": short, "samples": 3},
+        "f-distill": {"divergence": "js", "exact": True, "student_decoding": short, "teacher_decoding": short},
+        "distillm": {"student_decoding": short, "student_fraction": 0.8, "tolerance": 0.0, "capacity": 8},
+        "distillm-2": {
+            **{"student_decoding": short, "teacher_decoding": short, "collection": 18, "inner_epochs": 2},
+            **{"alpha_curriculum": True, "beta_curriculum": True},
+        },
     }
     whole: dict[str, Any] = {
         "method": {"name": method, **decodings.get(method, {})},
@@ -73,6 +85,8 @@ def mapping(folder: Path, method: str, kind: str = "llama", **sections: Any) -> 
         "evaluation": {"metrics": ["loss", "agreement"]},
         "output": str(folder / f"run-{kind}-{method}"),
     }
+    if method == "distillm":  # goes by the validation loss
+        whole["evaluation"]["every"] = 2
     for name, section in sections.items():
         whole[name] = {**whole[name], **section} if isinstance(section, dict) else section
     return whole

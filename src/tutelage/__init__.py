@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tutelage import divergences, methods
+    from tutelage import divergences, estimators, methods
     from tutelage.losses import Head, linear_divergence, map_vocabulary
     from tutelage.models.language_model import LanguageModel
     from tutelage.models.teachers import LocalTeacher
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "divergences": None,
+    "estimators": None,
     "methods": None,
     "Head": "losses",
     "linear_divergence": "losses",
@@ -42,6 +43,7 @@ __all__ = [
     "Rollout",
     "Run",
     "divergences",
+    "estimators",
     "linear_divergence",
     "load_recipe",
     "map_vocabulary",

@@ -252,9 +252,10 @@ class Evaluation:
 
     every: Count | None = None
     """Steps between evaluations; `null` evaluates before the first and after the last step only."""
-    metrics: tuple[Literal["loss", "agreement", "exact_answer", "rouge_l"], ...] = ("loss",)
+    metrics: tuple[Literal["loss", "agreement", "distances", "exact_answer", "rouge_l"], ...] = ("loss",)
     """`loss` (nats a token on the references), `agreement` (divergences to the teacher and equal top
-    tokens, on the references), `exact_answer` and `rouge_l` (on generated text)."""
+    tokens, on the references), `distances` (moment, total-variation and KL distances along whole responses, on the
+    references and on text that the student samples), `exact_answer` and `rouge_l` (on generated text)."""
     decoding: GreedyDecoding = Field(default_factory=lambda: Decoding(strategy="greedy"))
     """How the text for `exact_answer` and `rouge_l` is generated."""
     answer: str | None = None

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tutelage.config import split_divergence
+from tutelage.config import DIVERGENCES, split_divergence
 
 LogProbabilities = Float[Tensor, "... vocabulary"]
 PerPosition = Float[Tensor, "..."]
@@ -177,12 +177,14 @@ class Divergence:
     """
 
     name: str
-    term: Callable[[Tensor, Tensor], Tensor]
-    slope: Callable[[Tensor, Tensor], Tensor]
+    term: Callable[..., Tensor]
+    slope: Callable[..., Tensor]
 
-    def __call__(self, student_logp: LogProbabilities, teacher_logp: LogProbabilities) -> PerPosition:
-        """Return the divergence per position, `[...]`."""
-        return self.term(student_logp, teacher_logp).sum(-1)
+    def __call__(
+        self, student_logp: LogProbabilities, teacher_logp: LogProbabilities, *parameter: Tensor
+    ) -> PerPosition:
+        """Return the divergence per position, `[...]`; `parameter` is one of `[..., 1]` where it is not bound."""
+        return self.term(student_logp, teacher_logp, *parameter).sum(-1)
 
 
 def named(text: str) -> Divergence:
@@ -205,13 +207,31 @@ def named(text: str) -> Divergence:
     )
 
 
+def parametrised(name: str) -> Divergence:
+    """Return a divergence whose parameter is not bound: term and slope take it as a third argument `[..., 1]`.
+
+    Raises:
+        ValueError: there is no divergence of that name, or it has no parameter.
+
+    >>> q, p = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.75, 0.25]]).log()
+    >>> [round(v, 4) for v in parametrised("skew_forward_kl")(q, p, torch.tensor([[0.1]])).tolist()]
+    [0.107]
+    """
+    if DIVERGENCES.get(name) is None:
+        known = ", ".join(n for n, parameter in DIVERGENCES.items() if parameter)
+        raise ValueError(f"'{name}' is no divergence with a parameter; expected one of {known}")
+    return Divergence(name, *_POINTWISE[name])
+
+
 def _weighted(weight: Tensor, value: Tensor) -> Tensor:
     """`weight · value` where an impossible token (weight 0) contributes nothing, even if value is ±∞."""
     return torch.where(weight == 0, 0.0, weight * value)
 
 
-def _mixture(first_logp: Tensor, second_logp: Tensor, weight: float) -> Tensor:
+def _mixture(first_logp: Tensor, second_logp: Tensor, weight: float | Tensor) -> Tensor:
     """log(weight · first + (1 − weight) · second), exact also where one of them is 0."""
+    if isinstance(weight, Tensor):
+        return torch.logaddexp(first_logp + weight.log(), second_logp + (-weight).log1p())
     return torch.logaddexp(first_logp + math.log(weight), second_logp + math.log1p(-weight))
 
 
@@ -231,14 +251,14 @@ def _reverse_kl_slope(student_logp: Tensor, teacher_logp: Tensor) -> Tensor:
     return _weighted(student_logp.exp(), student_logp - teacher_logp + 1)
 
 
-def _jsd_term(student_logp: Tensor, teacher_logp: Tensor, beta: float) -> Tensor:
+def _jsd_term(student_logp: Tensor, teacher_logp: Tensor, beta: float | Tensor) -> Tensor:
     mixture_logp = _mixture(teacher_logp, student_logp, beta)
     return beta * _weighted(teacher_logp.exp(), teacher_logp - mixture_logp) + (1 - beta) * _weighted(
         student_logp.exp(), student_logp - mixture_logp
     )
 
 
-def _jsd_slope(student_logp: Tensor, teacher_logp: Tensor, beta: float) -> Tensor:
+def _jsd_slope(student_logp: Tensor, teacher_logp: Tensor, beta: float | Tensor) -> Tensor:
     mixture_logp = _mixture(teacher_logp, student_logp, beta)
     return (1 - beta) * _weighted(student_logp.exp(), student_logp - mixture_logp)
 
@@ -252,20 +272,20 @@ def _total_variation_slope(student_logp: Tensor, teacher_logp: Tensor) -> Tensor
     return 0.5 * student * (student - teacher_logp.exp()).sign()
 
 
-def _skew_forward_kl_term(student_logp: Tensor, teacher_logp: Tensor, alpha: float) -> Tensor:
+def _skew_forward_kl_term(student_logp: Tensor, teacher_logp: Tensor, alpha: float | Tensor) -> Tensor:
     return _weighted(teacher_logp.exp(), teacher_logp - _mixture(teacher_logp, student_logp, alpha))
 
 
-def _skew_forward_kl_slope(student_logp: Tensor, teacher_logp: Tensor, alpha: float) -> Tensor:
+def _skew_forward_kl_slope(student_logp: Tensor, teacher_logp: Tensor, alpha: float | Tensor) -> Tensor:
     mixture_logp = _mixture(teacher_logp, student_logp, alpha)
     return _weighted(student_logp.exp(), -(1 - alpha) * (teacher_logp - mixture_logp).exp())
 
 
-def _skew_reverse_kl_term(student_logp: Tensor, teacher_logp: Tensor, alpha: float) -> Tensor:
+def _skew_reverse_kl_term(student_logp: Tensor, teacher_logp: Tensor, alpha: float | Tensor) -> Tensor:
     return _weighted(student_logp.exp(), student_logp - _mixture(student_logp, teacher_logp, alpha))
 
 
-def _skew_reverse_kl_slope(student_logp: Tensor, teacher_logp: Tensor, alpha: float) -> Tensor:
+def _skew_reverse_kl_slope(student_logp: Tensor, teacher_logp: Tensor, alpha: float | Tensor) -> Tensor:
     mixture_logp = _mixture(student_logp, teacher_logp, alpha)
     ratio = alpha * (student_logp - mixture_logp).exp()
     return _weighted(student_logp.exp(), student_logp - mixture_logp + 1 - ratio)

@@ -51,12 +51,19 @@ class Recipe:
             problems.append("student.from_teacher needs a teacher: add teacher.model")
         if self.teacher is not None and self.teacher.model is None:
             problems.append("the teacher needs weights: give teacher.model")
-        if "agreement" in self.evaluation.metrics and self.teacher is None:
-            problems.append("evaluation.metrics has 'agreement', which needs a teacher: add teacher.model")
+        compared = [metric for metric in ("agreement", "distances") if metric in self.evaluation.metrics]
+        if compared and self.teacher is None:
+            problems.append(f"evaluation.metrics has '{compared[0]}', which needs a teacher: add teacher.model")
         if self.evaluation.every is not None and self.data.validation is None:
             problems.append("evaluation.every is set, but there is nothing to evaluate on: add data.validation")
         if self.method.plan.text_rows and self.data.text is None:
             problems.append(f"method '{self.method.name}' has a term on plain text: add data.text")
+        measured = "loss" in self.evaluation.metrics and self.evaluation.every is not None
+        if self.method.plan.follows_loss and not (measured and self.data.validation is not None):
+            problems.append(
+                f"method '{self.method.name}' goes by the validation loss: add data.validation, evaluation.every, "
+                "and 'loss' to evaluation.metrics"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -13,7 +13,7 @@ from tests.tiny_models import STOP, language_model, pair, ragged
 from tutelage.config import Decoding
 from tutelage.data import Example
 from tutelage.errors import InputError
-from tutelage.methods import GKD, SFT, ImitKD, OnPolicyKD, SeqKD, SupervisedKD
+from tutelage.methods import GKD, SFT, ImitKD, MiniLLMSingleStep, OnPolicyKD, SeqKD, SupervisedKD
 from tutelage.methods.objective import Objective
 from tutelage.models.teachers import LocalTeacher
 from tutelage.rollouts.rollout import Rollout
@@ -97,6 +97,11 @@ def test_gkd_with_student_text_only_is_on_policy_kd(world: World) -> None:
     rollouts = assert_same_method(world, gkd, OnPolicyKD(student_decoding=DECODING))
     assert {writer for rollout in rollouts for writer in rollout.writers} == {"student"}
     assert len({rollout.responses for rollout in rollouts}) == len(rollouts)  # new text at every step
+
+
+def test_minillm_single_step_is_gkd_with_student_text_only_and_reverse_kl(world: World) -> None:
+    gkd = GKD(student_fraction=1.0, divergence="reverse_kl", student_decoding=DECODING)
+    assert_same_method(world, MiniLLMSingleStep(student_decoding=DECODING), gkd)
 
 
 def test_gkds_imitkd_is_gkd_with_half_student_text_and_forward_kl(world: World) -> None:

@@ -449,6 +449,28 @@ def test_map_vocabulary_of_no_positions_keeps_the_trailing_shape() -> None:
     assert found.shape == (0, 3)
 
 
+@chunked
+@pytest.mark.parametrize("name", ["jsd", "skew_forward_kl", "skew_reverse_kl"])
+def test_a_parameter_a_position_is_the_named_divergence_there(name: str, memory: int) -> None:
+    """Also at the ends of its range, where a mixture is one of the two models."""
+    c = full_case()
+    parameters = torch.tensor([0.1, 0.5, 0.9] * POSITIONS, dtype=torch.float64)[:POSITIONS]
+    arguments = (c.hidden, c.head(), c.teacher_hidden, c.teacher_head())
+    found = linear_divergence(*arguments, name, parameters=parameters, memory=memory)
+    slopes = torch.autograd.grad(found.total, [c.hidden, c.weight])
+    total = torch.zeros((), dtype=torch.float64)
+    for value in (0.1, 0.5, 0.9):
+        there = (parameters == value).double()
+        one = linear_divergence(*arguments, f"{name}({value})", coefficients=there, memory=memory)
+        torch.testing.assert_close(found.divergence * there, one.divergence * there, rtol=1e-12, atol=1e-14)
+        total = total + one.total
+    for mine, theirs in zip(slopes, torch.autograd.grad(total, [c.hidden, c.weight]), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+    ends = linear_divergence(*arguments, name, parameters=(parameters > 0.4).double(), memory=memory)
+    assert torch.isfinite(ends.divergence).all()
+    assert all(torch.isfinite(g).all() for g in torch.autograd.grad(ends.total, [c.hidden, c.weight]))
+
+
 def test_a_bare_weight_is_a_head() -> None:
     c = case()
     bare = linear_divergence(c.hidden, c.weight, c.teacher_hidden, c.teacher_weight, "reverse_kl")
@@ -464,6 +486,8 @@ def test_a_bare_weight_is_a_head() -> None:
         ({"teacher_hidden": None, "teacher_head": None}, "belong together"),
         ({"cross_entropy": torch.ones(POSITIONS)}, "cross_entropy needs targets"),
         ({"divergence": "jsd"}, "needs its parameter beta"),
+        ({"divergence": "forward_kl", "parameters": torch.ones(POSITIONS)}, "no divergence with a parameter"),
+        ({"divergence": lambda q, p: q.sum(-1), "parameters": torch.ones(POSITIONS)}, "parameters needs the name"),
         ({"divergence": "kullback"}, "unknown divergence"),
         ({"teacher_hidden": None, "teacher_head": None, "divergence": None}, "nothing to compute"),
     ],

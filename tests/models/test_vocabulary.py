@@ -60,7 +60,7 @@ def test_same_size_and_another_map_is_refused():
     assert str(raised.value) == (
         "tokenizers differ: 60 of 64 shared ids stand for other strings (first: id 0 is 'a' for the student, "
         "'b' for the teacher; id 1 is 'b' for the student, 'c' for the teacher; id 2 is 'c' for the student, "
-        "'d' for the teacher); distil with seqkd, which needs text only"
+        "'d' for the teacher); have the teacher write text with `tutelage generate`, and train on it with sft"
     )
 
 
@@ -92,7 +92,9 @@ def test_another_end_of_sequence_is_noted():
 
 
 def test_same_map_and_other_merges_is_refused():
-    with pytest.raises(InputError, match=r"same ids stand for the same strings, but '.*' becomes \[.*seqkd"):
+    with pytest.raises(
+        InputError, match=r"same ids stand for the same strings, but '.*' becomes \[.*tutelage generate"
+    ):
         shared_vocabulary(byte_pairs(), byte_pairs([MERGES[2], *MERGES[:2], *MERGES[3:]]), 263, 263)
 
 

@@ -46,6 +46,14 @@ def test_recipe_runs_two_steps(tmp_path, path):
     for name in ("student_decoding", "teacher_decoding"):
         if name in vars(recipe.method):
             words |= {f"method.{name}.max_new_tokens": "4"}
+    if recipe.data.text is not None:
+        text = tmp_path / "text.txt"
+        text.write_text("a b c d e f g h " * 50, encoding="utf-8")
+        words |= {"data.text": str(text), "data.text-tokens": "8"}
+    if "text_rows" in vars(recipe.method) and recipe.data.text is not None:
+        words |= {"method.text-rows": "2"}
+    if "collection" in vars(recipe.method):
+        words |= {"method.collection": "4"}
     words["evaluation.decoding.max-new-tokens"] = "4"
     arguments = [word for key, value in words.items() for word in (f"--{key}", value)]
     assert main(["train", str(path), *arguments]) == 0

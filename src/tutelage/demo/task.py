@@ -10,6 +10,7 @@ a road that is not there spoils the rest.
 import hashlib
 import json
 import random
+from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -177,6 +178,15 @@ def is_correct(prompt: str, response: str) -> bool:
     False
     """
     return answer(response) == " ".join(prompt.split()[1::2])
+
+
+def rewards(prompts: Sequence[str], responses: Sequence[str], references: Sequence[str]) -> list[float]:
+    """A reward for methods that take one: 1 for a right response, 0 for a wrong one.
+
+    >>> rewards(["from Cod to Elm then Rye then Ivy"], ["towns Cod Kay Elm drop Rye drop Ivy drop"], [""])
+    [1.0]
+    """
+    return [float(is_correct(prompt, response)) for prompt, response in zip(prompts, responses, strict=True)]
 
 
 def labelled(drawn: list[Problem], rng: random.Random) -> list[Row]:

@@ -1,12 +1,13 @@
 """One evaluation: the metrics that a recipe asks for, and samples to look at."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tutelage.config import Evaluation
+from tutelage.config import Decoding, Evaluation
 from tutelage.data import Example
 from tutelage.evaluation.agreement import agreement, loss_on
+from tutelage.evaluation.distances import moment_distances
 from tutelage.evaluation.generated import exact_answer, rouge_l
 from tutelage.evaluation.intervals import Measurement
 from tutelage.models.language_model import LanguageModel
@@ -40,19 +41,21 @@ def evaluate(
     micro_batch_tokens: int,
     seed: int,
     vocabulary: int | None = None,
+    critics: Mapping[str, Any] | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Result:
     """Measure a student on held-out rows.
 
     Args:
         student: put into evaluation mode meanwhile.
-        teacher: needed for `agreement` only.
+        teacher: needed for `agreement` and `distances` only.
         examples: held-out rows with responses.
         config: which metrics, and how text is generated for them.
         tokenizer: turns generated ids into text.
         micro_batch_tokens: tokens in one forward pass.
         seed: of sampled text.
         vocabulary: number of leading ids that both vocabularies share.
+        critics: `critic_off` and `critic_on` of a run in progress, which `distances` measures with too.
         on_progress: told (what, done, of how many) now and then.
     """
     was_training = student.network.training
@@ -65,9 +68,14 @@ def evaluate(
         metrics["loss"] = loss_on(student, references, micro_batch_tokens)
     if "agreement" in config.metrics and teacher is not None:
         metrics |= agreement(student, teacher, references, micro_batch_tokens, vocabulary)
+    if "distances" in config.metrics and teacher is not None:
+        sampled = Decoding(max_new_tokens=config.decoding.max_new_tokens, batch_size=config.decoding.batch_size)
+        own = _write(student, examples, sampled, seed, vocabulary, on_progress)
+        options = {"micro_batch_tokens": micro_batch_tokens, "vocabulary": vocabulary, "critics": critics}
+        metrics |= moment_distances(student, teacher, references, own, **options)
     samples: list[dict[str, str]] = []
     if any(name in config.metrics for name in GENERATED):
-        responses = _generate(student, examples, config, tokenizer, seed, vocabulary, on_progress)
+        responses = response_texts(_write(student, examples, config.decoding, seed, vocabulary, on_progress), tokenizer)
         metrics |= _text_metrics(responses, [e.reference for e in examples], config)
         samples = [
             {"prompt": e.prompt_text, "reference": e.reference, "response": response}
@@ -77,15 +85,14 @@ def evaluate(
     return Result(metrics, samples)
 
 
-def _generate(
+def _write(
     student: LanguageModel,
     examples: Sequence[Example],
-    config: Evaluation,
-    tokenizer: "PreTrainedTokenizerBase",
+    decoding: Decoding,
     seed: int,
     vocabulary: int | None,
     on_progress: Callable[[str, int, int], None] | None,
-) -> list[str]:
+) -> Rollout:
     done = 0
 
     def report(more: int) -> None:
@@ -94,15 +101,14 @@ def _generate(
         if on_progress is not None:
             on_progress("generating", done, len(examples))
 
-    rollout = decode(
+    return decode(
         student,
         [e.prompt for e in examples],
-        config.decoding,
+        decoding,
         seed=seed,
         vocabulary=vocabulary,
         on_progress=report,
     )
-    return response_texts(rollout, tokenizer)
 
 
 def _text_metrics(responses: list[str], references: list[str], config: Evaluation) -> dict[str, Measurement]:

@@ -1,6 +1,7 @@
 """The vocabulary engine: divergences and log-probabilities from hidden states, never from kept logits."""
 
 from tutelage.losses.head import Head
-from tutelage.losses.linear import Scores, linear_divergence, map_vocabulary
+from tutelage.losses.linear import Scores, linear_divergence
+from tutelage.losses.mapping import map_vocabulary
 
 __all__ = ["Head", "Scores", "linear_divergence", "map_vocabulary"]

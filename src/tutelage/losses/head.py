@@ -1,6 +1,6 @@
 """The output head of a language model: what turns a final hidden state into logits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -31,6 +31,10 @@ class Head:
             return self
         bias = None if self.bias is None else self.bias[:vocabulary]
         return Head(self.weight[:vocabulary], bias, self.scale, self.softcap)
+
+    def detached(self) -> "Head":
+        """Return the same head without gradient."""
+        return replace(self, weight=self.weight.detach(), bias=None if self.bias is None else self.bias.detach())
 
     def logits(self, hidden: Float[Tensor, "... width"]) -> Float[Tensor, "... vocabulary"]:
         """Return the logits, in float32 or the wider type of the inputs.

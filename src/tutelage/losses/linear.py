@@ -6,7 +6,7 @@ slope, two gradient products. Nothing of size positions × vocabulary outlives a
 projected twice.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tutelage.divergences import Divergence, named
+from tutelage.divergences import Divergence, named, parametrised
+from tutelage.losses.chunks import DEFAULT_MEMORY, chunk_size, slices
 from tutelage.losses.head import Head, compute_dtype
 
-PointwiseFunction = Callable[[Tensor, Tensor], Tensor]
-DEFAULT_MEMORY = 128 * 2**20
-_BUFFERS = 6  # float32 arrays of size chunk × vocabulary alive at the same time
+PointwiseFunction = Callable[..., Tensor]
+"""Of (student_logp, teacher_logp), and of a third model's vectors where one is given."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,11 @@ def linear_divergence(
     coefficients: Float[Tensor, " positions"] | None = None,
     targets: Int[Tensor, " positions"] | None = None,
     cross_entropy: Float[Tensor, " positions"] | None = None,
+    parameters: Float[Tensor, " positions"] | None = None,
     temperature: float = 1.0,
     vocabulary: int | None = None,
+    extra_hidden: Float[Tensor, "positions extra_width"] | None = None,
+    extra_head: Head | None = None,
     memory: int = DEFAULT_MEMORY,
 ) -> Scores:
     """Compare student and teacher over the whole vocabulary, position by position, without keeping logits.
@@ -68,15 +71,20 @@ def linear_divergence(
         coefficients: c, one weight a position; ones by default.
         targets: y, the ids of the tokens that follow.
         cross_entropy: k, one weight a position; nothing by default.
+        parameters: the divergence's parameter at each position, for a name without one (`skew_forward_kl`).
         temperature: divides both models' logits inside the divergence, > 0. No T² is applied.
         vocabulary: compare on the first so many ids only; by default on those that both heads have.
+        extra_hidden: states of a third model, such as a critic, at the same positions; receives a gradient.
+        extra_head: its head, which receives one too. `divergence` is then a function of (student_logp,
+            teacher_logp, the third model's raw outputs).
         memory: bytes that the temporary arrays of one chunk may take.
 
     Returns:
         The total (a scalar that carries the gradient) and detached values per position.
 
     Raises:
-        ValueError: a teacher without a divergence, `cross_entropy` without `targets`, or a wrong `divergence`.
+        ValueError: a teacher without a divergence, `cross_entropy` without `targets`, a third model without a
+            function of three, or a wrong `divergence`.
 
     >>> hidden, weight = torch.eye(2), torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
     >>> scores = linear_divergence(hidden, weight, hidden, weight, "reverse_kl")
@@ -89,65 +97,28 @@ def linear_divergence(
         raise ValueError("teacher_hidden, teacher_head and divergence belong together: give all or none")
     if cross_entropy is not None and targets is None:
         raise ValueError("cross_entropy needs targets, the ids of the tokens that follow")
-    size = vocabulary or min(h.vocabulary for h in (student, teacher) if h is not None)
+    if extra_head is not None and (isinstance(divergence, str | Divergence | None) or extra_hidden is None):
+        raise ValueError("extra_head needs extra_hidden, and a function of three as the divergence")
+    size = vocabulary or min(h.vocabulary for h in (student, teacher, extra_head) if h is not None)
+    extra = None if extra_head is None else extra_head.narrow(size)
     work = _Work(
         student=student.narrow(size),
         teacher_hidden=teacher_hidden,
         teacher=None if teacher is None else teacher.narrow(size),
-        divergence=named(divergence) if isinstance(divergence, str) else divergence,
+        divergence=_chosen(divergence, parameters),
         coefficients=coefficients,
+        parameters=parameters,
         targets=targets,
         cross_entropy=cross_entropy,
         temperature=temperature,
-        chunk=_chunk(size, memory),
+        extra_hidden=None if extra_hidden is None else extra_hidden.detach(),
+        extra=extra,
+        chunk=chunk_size(size, memory if extra is None else memory * 2 // 3),
     )
-    # The weight is passed narrowed, so that autograd pads its gradient back to the full vocabulary.
-    total, *values = _LinearDivergence.apply(student_hidden, work.student.weight, work.student.bias, work)
+    # The weights are passed narrowed, so that autograd pads their gradients back to the full vocabulary.
+    third = () if extra is None else (extra_hidden, extra.weight, extra.bias)
+    total, *values = _LinearDivergence.apply(student_hidden, work.student.weight, work.student.bias, work, *third)
     return Scores(total, *values)
-
-
-def map_vocabulary(
-    function: PointwiseFunction,
-    student_hidden: Float[Tensor, "positions student_width"],
-    student_head: Head,
-    teacher_hidden: Float[Tensor, "positions teacher_width"],
-    teacher_head: Head,
-    *,
-    vocabulary: int | None = None,
-    memory: int = DEFAULT_MEMORY,
-) -> Tensor:
-    """Apply a function of both models' log-probabilities to every position, for measuring.
-
-    Args:
-        function: takes (student_logp, teacher_logp), both `[chunk, vocabulary]`, and returns `[chunk, ...]`.
-        student_hidden: final hidden states of the student.
-        student_head: head of the student.
-        teacher_hidden: final hidden states of the teacher at the same positions.
-        teacher_head: head of the teacher.
-        vocabulary: compare on the first so many ids only; by default on those that both heads have.
-        memory: bytes that the temporary arrays of one chunk may take.
-
-    Returns:
-        The results of all chunks in one tensor `[positions, ...]`, without gradient.
-
-    >>> hidden, head = torch.eye(2), Head(torch.eye(2))
-    >>> map_vocabulary(lambda q, p: q.argmax(-1), hidden, head, hidden, head).tolist()
-    [0, 1]
-    """
-    size = vocabulary or min(student_head.vocabulary, teacher_head.vocabulary)
-    student, teacher = student_head.narrow(size), teacher_head.narrow(size)
-    # An empty chunk gives the result its trailing shape when there are no positions at all.
-    chunks = list(_slices(len(student_hidden), _chunk(size, memory))) or [slice(0, 0)]
-    with torch.no_grad():
-        return torch.cat(
-            [
-                function(
-                    student.logits(student_hidden[rows]).log_softmax(-1),
-                    teacher.logits(teacher_hidden[rows]).log_softmax(-1),
-                )
-                for rows in chunks
-            ]
-        )
 
 
 @dataclass(frozen=True)
@@ -159,9 +130,12 @@ class _Work:
     teacher: Head | None
     divergence: Divergence | PointwiseFunction | None
     coefficients: Tensor | None
+    parameters: Tensor | None
     targets: Tensor | None
     cross_entropy: Tensor | None
     temperature: float
+    extra_hidden: Tensor | None
+    extra: Head | None
     chunk: int
 
     def teacher_logits(self, rows: slice) -> Tensor:
@@ -174,16 +148,17 @@ class _LinearDivergence(torch.autograd.Function):
     """One pass that returns the total and the values per position, and keeps the gradients for backward."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: _Work):
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: _Work, *third: Any):
         gradients = _Gradients.empty(hidden, weight, bias, ctx.needs_input_grad)
+        extra = _Gradients.empty(third[0], third[1], third[2], ctx.needs_input_grad[4:]) if third else None
         values = _Values.empty(hidden, work)
         with (
             torch.no_grad(),
             torch.autocast(hidden.device.type, enabled=torch.is_autocast_enabled(hidden.device.type)),
         ):
-            for rows in _slices(len(hidden), work.chunk):
-                _one_chunk(hidden[rows], rows, work, values, gradients)
-        ctx.save_for_backward(*gradients.tensors())
+            for rows in slices(len(hidden), work.chunk):
+                _one_chunk(hidden[rows], rows, work, values, gradients, extra)
+        ctx.save_for_backward(*gradients.tensors(), *(() if extra is None else extra.tensors()))
         total = values.total(work)
         ctx.mark_non_differentiable(*(v for v in values.tensors() if v is not None))
         return (total, *values.tensors())
@@ -192,7 +167,7 @@ class _LinearDivergence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, total_gradient: Tensor, *_: Tensor | None):
         scaled = [None if g is None else g * total_gradient.to(g.dtype) for g in ctx.saved_tensors]
-        return (*scaled, None)
+        return (*scaled[:3], None, *scaled[3:])
 
 
 @dataclass
@@ -267,11 +242,13 @@ class _Values:
         return self.divergence, self.student_logp, self.teacher_logp
 
 
-def _one_chunk(hidden: Tensor, rows: slice, work: _Work, values: _Values, gradients: _Gradients) -> None:
+def _one_chunk(
+    hidden: Tensor, rows: slice, work: _Work, values: _Values, gradients: _Gradients, extra: _Gradients | None
+) -> None:
     logits = work.student.logits(hidden)
     slope = torch.zeros_like(logits) if work.teacher is None else None
     if work.teacher is not None:
-        slope = _divergence_part(logits, rows, work, values, gradients.needed)
+        slope = _divergence_part(logits, rows, work, values, gradients.needed, extra)
     if work.targets is not None:
         _target_part(logits, slope, rows, work, values)
     if gradients.needed:
@@ -279,7 +256,9 @@ def _one_chunk(hidden: Tensor, rows: slice, work: _Work, values: _Values, gradie
         gradients.add(rows, hidden, work.student, work.student.slope_of_product(logits, slope))
 
 
-def _divergence_part(logits: Tensor, rows: slice, work: _Work, values: _Values, differentiate: bool) -> Tensor | None:
+def _divergence_part(
+    logits: Tensor, rows: slice, work: _Work, values: _Values, differentiate: bool, extra: "_Gradients | None"
+) -> Tensor | None:
     """Fill in a chunk's divergences; return their slope with respect to the student's logits."""
     teacher_logits = work.teacher_logits(rows)
     if values.teacher_logp is not None:
@@ -289,11 +268,14 @@ def _divergence_part(logits: Tensor, rows: slice, work: _Work, values: _Values, 
     student_logp = (logits / work.temperature).log_softmax(-1)
     assert work.divergence is not None
     assert values.divergence is not None
-    if not isinstance(work.divergence, Divergence):
+    if extra is not None:
+        value, slope = _with_a_third(student_logp, teacher_logp, rows, work, differentiate, extra)
+    elif not isinstance(work.divergence, Divergence):
         value, slope = _differentiated(work.divergence, student_logp, teacher_logp, differentiate)
     else:
-        value = work.divergence(student_logp, teacher_logp)
-        slope = work.divergence.slope(student_logp, teacher_logp) if differentiate else None
+        parameter = () if work.parameters is None else (work.parameters[rows, None].to(student_logp.dtype),)
+        value = work.divergence(student_logp, teacher_logp, *parameter)
+        slope = work.divergence.slope(student_logp, teacher_logp, *parameter) if differentiate else None
     values.divergence[rows] = value
     if slope is None:
         return None
@@ -316,6 +298,30 @@ def _differentiated(
     return value.detach(), slope
 
 
+def _with_a_third(
+    student_logp: Tensor, teacher_logp: Tensor, rows: slice, work: _Work, differentiate: bool, gradients: _Gradients
+) -> tuple[Tensor, Tensor | None]:
+    """The same for a function of three; the third model's gradients are added to its own."""
+    assert work.extra is not None
+    assert work.extra_hidden is not None
+    function: Any = work.divergence
+    outputs = work.extra.logits(work.extra_hidden[rows])
+    if not differentiate and not gradients.needed:
+        return function(student_logp, teacher_logp, outputs), None
+    wanted = ((student_logp.detach(), differentiate), (outputs, gradients.needed))
+    with torch.enable_grad():
+        variables = [variable.requires_grad_(needed) for variable, needed in wanted]
+        value = function(variables[0], teacher_logp, variables[1])
+        slopes = list(torch.autograd.grad(value.sum(), [v for v in variables if v.requires_grad]))
+    if gradients.needed:
+        slope = slopes.pop()
+        if work.coefficients is not None:
+            slope = slope * work.coefficients[rows, None].to(slope.dtype)
+        slope = work.extra.slope_of_product(outputs.detach(), slope)
+        gradients.add(rows, work.extra_hidden[rows], work.extra, slope)
+    return value.detach(), slopes[0] if slopes else None
+
+
 def _target_part(logits: Tensor, slope: Tensor | None, rows: slice, work: _Work, values: _Values) -> None:
     """Fill in a chunk's log-probabilities of the targets, and add the cross-entropy's slope in place."""
     assert work.targets is not None
@@ -333,14 +339,13 @@ def _logp_of(logits: Tensor, targets: Tensor) -> Tensor:
     return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
 
+def _chosen(divergence: Any, parameters: Tensor | None) -> Divergence | PointwiseFunction | None:
+    if isinstance(divergence, str):
+        return named(divergence) if parameters is None else parametrised(divergence)
+    if parameters is not None and not isinstance(divergence, Divergence):
+        raise ValueError("parameters needs the name of a divergence that takes one, without its parenthesis")
+    return divergence
+
+
 def _as_head(head: Head | Tensor) -> Head:
     return head if isinstance(head, Head) else Head(head)
-
-
-def _chunk(vocabulary: int, memory: int) -> int:
-    return max(1, memory // (4 * _BUFFERS * vocabulary))
-
-
-def _slices(positions: int, chunk: int) -> Iterator[slice]:
-    for start in range(0, positions, chunk):
-        yield slice(start, min(start + chunk, positions))

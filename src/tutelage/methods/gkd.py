@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from tutelage.config import STRICT, BeamDecoding, Decoding, DivergenceName, GreedyDecoding, Share
-from tutelage.methods.token_matching import TokenMatching
+from tutelage.methods.objective import Modules, Terms
+from tutelage.methods.token_matching import TokenMatching, cross_entropy_terms, token_matching_terms
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tutelage.models.language_model import LanguageModel
+    from tutelage.models.teachers import Teacher
+    from tutelage.rollouts.rollout import Rollout
     from tutelage.rollouts.samplers import Sampler, Sources
 
 Offline = Literal["data", "teacher"]
@@ -81,10 +88,15 @@ class ImitKD(TokenMatching):
     Schedules of β at progress s = i / I: `exponential` r^(−s), `linear` 1 − s, `reverse_sigmoid`
     k / (k + exp(I·s / k)) with k = rate, `constant` rate.
 
-    Reference: Lin et al. 2020, `full` loss; r = 200 for IWSLT and WMT, 10 for CNN/DailyMail.
+    Formula of `opt`: −Σ_t log q(v_t), with v_t = argmax_v p_t(v) on the student's text, v_t = y_t on other text.
+
+    Reference: Lin et al. 2020; r = 200 for IWSLT and WMT, 10 for CNN/DailyMail.
     """
 
     name: Literal["imitkd"] = "imitkd"
+    loss: Literal["full", "opt"] = "full"
+    """`full` matches the teacher's distribution everywhere (`divergence`); `opt` takes the teacher's most probable
+    token for the right one on the student's text, and the text's own words elsewhere."""
     schedule: Literal["exponential", "linear", "reverse_sigmoid", "constant"] = "exponential"
     """How the probability β of fixed text decays over the run."""
     rate: Annotated[float, Field(ge=0)] = 200.0
@@ -97,6 +109,12 @@ class ImitKD(TokenMatching):
     """How the student writes; the original is greedy."""
     teacher_decoding: BeamDecoding = Field(default_factory=lambda: Decoding(strategy="beam", beams=5))
     """How the teacher writes, where `offline` is `teacher`."""
+
+    @model_validator(mode="after")
+    def _loss_fits_divergence(self) -> ImitKD:
+        if self.loss == "opt" and (self.divergence, self.cross_entropy, self.temperature) != ("forward_kl", 0, 1):
+            raise ValueError("loss 'opt' compares with single tokens: leave out divergence, cross_entropy, temperature")
+        return self
 
     @model_validator(mode="after")
     def _rate_fits_schedule(self) -> ImitKD:
@@ -137,3 +155,34 @@ class ImitKD(TokenMatching):
             unit=self.unit,
             seed=sources.seed,
         )
+
+    def terms(
+        self,
+        rollout: Rollout,
+        student: LanguageModel,
+        teacher: Teacher | None,
+        vocabulary: int | None = None,
+        modules: Modules | None = None,
+        training: Sequence[str] = ("student",),
+    ) -> Terms:
+        """Return the sum of the `full` or the `opt` loss."""
+        if self.loss == "full":
+            return super().terms(rollout, student, teacher, vocabulary, modules, training)
+        assert teacher is not None
+        if "student" not in rollout.writers:
+            return cross_entropy_terms(rollout, student, self.reduction, vocabulary)
+        # A share of 1 gives fixed text its own words; on the student's text there is never a share.
+        return token_matching_terms(
+            rollout,
+            student,
+            teacher,
+            divergence=_top_token,
+            reduction=self.reduction,
+            cross_entropy=1.0,
+            vocabulary=vocabulary,
+        )
+
+
+def _top_token(student_logp: Tensor, teacher_logp: Tensor) -> Tensor:
+    """Cross-entropy with the teacher's most probable token."""
+    return -student_logp.gather(-1, teacher_logp.argmax(-1, keepdim=True)).squeeze(-1)

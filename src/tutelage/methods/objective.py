@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tutelage.config import Reduction
 
@@ -41,6 +41,8 @@ class Plan:
     """Learning rates of the method's own modules, as multiples of the student's."""
     text_rows: int = 0
     """Rows of plain text (`data.text`) added to every batch."""
+    follows_loss: bool = False
+    """The sampler goes by the validation loss, so the recipe has to measure it now and then."""
     separate_norms: bool = False
     """Log the gradient norm of each term on its own; costs one more pass a term."""
 
@@ -53,6 +55,8 @@ class Terms:
     """One scalar for each term, by the names of `units`; what is minimised is the sum of term / units."""
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
     """Detached sums over the positions, in nats or counts."""
+    counts: Mapping[str, float] = field(default_factory=dict)
+    """What a metric is averaged over in this micro-batch, where that is not the positions, by its name."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ class Context:
     """The row of the data behind each sequence of the rollout."""
     micro_batch_tokens: int
     """Tokens in one forward pass."""
+    progress: float = 0.0
+    """Share of the run's steps that were done when the collection was sampled."""
 
 
 class Objective(Protocol):
@@ -159,3 +165,13 @@ def position_weights(rollout: Rollout, reduction: Reduction) -> list[float]:
     if reduction == "token":
         return [1.0] * rollout.positions
     return [1.0 / positions for positions in rollout.positions_of for _ in range(positions)]
+
+
+def added(parts: Sequence[Terms]) -> Terms:
+    """Add up the terms of several parts of a micro-batch, name by name."""
+
+    def total(columns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        names = dict.fromkeys(name for column in columns for name in column)
+        return {name: sum(column[name] for column in columns if name in column) for name in names}
+
+    return Terms(total([p.losses for p in parts]), total([p.metrics for p in parts]), total([p.counts for p in parts]))

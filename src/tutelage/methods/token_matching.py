@@ -12,6 +12,10 @@ from tutelage.config import STRICT, CrossEntropyShare, DivergenceName, LossTempe
 from tutelage.methods.objective import Direct, Modules, Terms, count_units, position_weights
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tutelage.losses import Scores
+    from tutelage.losses.linear import PointwiseFunction
     from tutelage.models.language_model import LanguageModel
     from tutelage.models.teachers import Teacher
     from tutelage.rollouts.rollout import Rollout
@@ -100,7 +104,7 @@ def token_matching_terms(
     student: LanguageModel,
     teacher: Teacher,
     *,
-    divergence: str,
+    divergence: str | PointwiseFunction,
     reduction: Reduction,
     temperature: float = 1.0,
     cross_entropy: float = 0.0,
@@ -115,7 +119,7 @@ def token_matching_terms(
         rollout: a micro-batch; no gradient goes through how it was written.
         student: receives gradients.
         teacher: receives none.
-        divergence: a name such as `jsd(0.5)`.
+        divergence: a name such as `jsd(0.5)`, or a function as `linear_divergence` takes it.
         reduction: token mean or sequence mean.
         temperature: divides both models' logits inside the divergence.
         cross_entropy: share s of the cross-entropy, in [0, 1].
@@ -147,12 +151,16 @@ def token_matching_terms(
         temperature=temperature,
         vocabulary=vocabulary,
     )
+    return Terms({"student": scores.total}, comparison_metrics(scores))
+
+
+def comparison_metrics(scores: Scores) -> dict[str, Tensor]:
+    """Return the sums over positions of the divergence and of both models' cross-entropy with the text."""
     assert scores.divergence is not None
     assert scores.student_logp is not None
     assert scores.teacher_logp is not None
-    metrics = {
+    return {
         "divergence": scores.divergence.sum(),
         "cross_entropy": -scores.student_logp.sum(),
         "teacher_cross_entropy": -scores.teacher_logp.sum(),
     }
-    return Terms({"student": scores.total}, metrics)

@@ -4,11 +4,12 @@ This is the one place of the next-token shift and of padding. Decoder-only and e
 the same from outside.
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tutelage.errors import InputError
@@ -39,14 +40,14 @@ class LanguageModel:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: nn.Module,
         stop_ids: tuple[int, ...] = (),
         padding_side: Literal["right", "left"] = "right",
     ) -> None:
-        self.model = model
+        self.model = cast(PreTrainedModel, model)  # a PEFT model answers to the same calls
         self.stop_ids = stop_ids
         self.padding_side = padding_side
-        self.network: PreTrainedModel = without_adapter_shell(model)
+        self.network: PreTrainedModel = without_adapter_shell(self.model)
         self.is_encoder_decoder = bool(self.network.config.is_encoder_decoder)
         self._verify()
 
@@ -59,6 +60,12 @@ class LanguageModel:
     def device(self) -> torch.device:
         """Where the model runs."""
         return next(self.network.parameters()).device
+
+    @property
+    def layers(self) -> int:
+        """Number of the decoder's layers."""
+        config = self.network.config.get_text_config(decoder=True)
+        return getattr(config, "num_decoder_layers", None) or config.num_hidden_layers  # the first is T5's
 
     @property
     def start_id(self) -> int:
@@ -78,8 +85,22 @@ class LanguageModel:
         Raises:
             ValueError: a prompt is empty, and the model has no encoder.
         """
-        states = self._decoder_states(rollout)
+        states = self._decoder_output(rollout).last_hidden_state
         return states.flatten(0, 1)[self._where(rollout, states.shape[1])]
+
+    def layer_states(
+        self, rollout: Rollout, layers: Sequence[int]
+    ) -> tuple[Float[Tensor, "positions width"], Float[Tensor, "layers positions width"]]:
+        """Return what `hidden` returns, and the states after some of the decoder's layers at the same positions.
+
+        Args:
+            rollout: as `hidden` takes it.
+            layers: counted from 0; the last one's states have passed the final norm.
+        """
+        output = self._decoder_output(rollout, output_hidden_states=True)
+        where = self._where(rollout, output.last_hidden_state.shape[1])
+        chosen = [output.hidden_states[layer + 1].flatten(0, 1)[where] for layer in layers]
+        return output.last_hidden_state.flatten(0, 1)[where], torch.stack(chosen)
 
     def targets(self, rollout: Rollout, vocabulary: int | None = None) -> Tensor:
         """Return `rollout.targets` as a tensor on the model's device.
@@ -95,7 +116,7 @@ class LanguageModel:
             )
         return torch.tensor(ids, dtype=torch.long, device=self.device)
 
-    def _decoder_states(self, rollout: Rollout) -> Float[Tensor, "batch length width"]:
+    def _decoder_output(self, rollout: Rollout, **options: bool) -> Any:
         if self.is_encoder_decoder:
             ids, mask = pad(rollout.prompts, "right", self.device)
             encoded = self.network.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -105,7 +126,8 @@ class LanguageModel:
                 encoder_hidden_states=encoded,
                 encoder_attention_mask=mask,
                 use_cache=False,
-            ).last_hidden_state
+                **options,
+            )
         for row, prompt in enumerate(rollout.prompts):
             if not prompt:
                 raise ValueError(
@@ -114,10 +136,10 @@ class LanguageModel:
         sequences = [(p + r)[:-1] for p, r in zip(rollout.prompts, rollout.responses, strict=True)]
         ids, mask = pad(sequences, self.padding_side, self.device)
         if self.padding_side == "right":  # causal attention never looks at what follows
-            return self.network.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            return self.network.base_model(input_ids=ids, use_cache=False, **options)
         return self.network.base_model(
-            input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False
-        ).last_hidden_state
+            input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False, **options
+        )
 
     def _where(self, rollout: Rollout, length: int) -> Tensor:
         """Flat indices of the states that predict the masked tokens: one before each token itself."""

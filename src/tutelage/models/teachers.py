@@ -1,6 +1,7 @@
 """Teachers: who the student is compared with, wherever its knowledge comes from."""
 
 import time
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -52,3 +53,13 @@ class LocalTeacher:
         hidden = self.model.hidden(rollout).to(self._device)
         self.seconds += time.perf_counter() - start
         return hidden
+
+    @torch.no_grad()
+    def layer_states(
+        self, rollout: Rollout, layers: Sequence[int]
+    ) -> tuple[Float[Tensor, "positions width"], Float[Tensor, "layers positions width"]]:
+        """Return the same with the states after some layers, as `LanguageModel.layer_states` does; no gradient."""
+        start = time.perf_counter()
+        hidden, states = self.model.layer_states(rollout, layers)
+        self.seconds += time.perf_counter() - start
+        return hidden.to(self._device), states.to(self._device)

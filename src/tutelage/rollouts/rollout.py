@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 Ids = tuple[int, ...]
 Writer = Literal["data", "teacher", "student", "mixed", "text"]
@@ -142,6 +142,10 @@ class Rollout:
         >>> [part.lengths for part in rollout.micro_batches(20)]
         [(10, 9), (2,)]
         """
+        return [self.select(part) for part in self.micro_batch_rows(tokens)]
+
+    def micro_batch_rows(self, tokens: int) -> list[list[int]]:
+        """Return which sequences each of the `micro_batches` has, to put what is found on them back in order."""
         lengths = self.lengths
         order = sorted(range(len(self)), key=lambda row: (-lengths[row], row))
         parts: list[list[int]] = []
@@ -150,7 +154,7 @@ class Rollout:
                 parts[-1].append(row)
             else:
                 parts.append([row])
-        return [self.select(part) for part in parts]
+        return parts
 
 
 def joined(rollouts: Sequence[Rollout]) -> Rollout:
@@ -178,4 +182,21 @@ def joined(rollouts: Sequence[Rollout]) -> Rollout:
         items=chain("items"),
         logps=chain("logps") if recorded and rollouts else None,
         values={name: column(name) for name in names},
+    )
+
+
+def rollout_of(state: Mapping[str, Any]) -> Rollout:
+    """Return the rollout that `asdict` and JSON took apart."""
+
+    def nested(rows) -> tuple:
+        return tuple(tuple(row) for row in rows)
+
+    return Rollout(
+        prompts=nested(state["prompts"]),
+        responses=nested(state["responses"]),
+        masks=nested(state["masks"]),
+        writers=tuple(state["writers"]),
+        items=tuple(state["items"]),
+        logps=None if state["logps"] is None else nested(state["logps"]),
+        values={name: nested(rows) for name, rows in state["values"].items()},
     )

@@ -137,6 +137,29 @@ class TeacherSampler(Stateless):
 
 
 @dataclass(frozen=True)
+class FreshTeacherSampler(Stateless):
+    """Text written by the teacher anew for every collection, and kept nowhere."""
+
+    teacher: LanguageModel
+    decoding: Decoding
+    seed: int
+    vocabulary: int | None = None
+
+    def sample(self, examples: Sequence[Example], step: int) -> Rollout:
+        """Write one response to each prompt."""
+        return decode(
+            self.teacher,
+            [e.prompt for e in examples],
+            self.decoding,
+            seed=self.seed,
+            places=[(step, e.item) for e in examples],
+            items=[e.item for e in examples],
+            writer="teacher",
+            vocabulary=self.vocabulary,
+        )
+
+
+@dataclass(frozen=True)
 class Mixture(Stateless):
     """The student's text with some probability, another sampler's otherwise.
 
@@ -168,11 +191,36 @@ class Mixture(Stateless):
 
 
 @dataclass(frozen=True)
+class Both(Stateless):
+    """Fixed text and the student's own text for each prompt, the fixed text first."""
+
+    fixed: Sampler
+    student: Sampler
+
+    def sample(self, examples: Sequence[Example], step: int) -> Rollout:
+        """Return all sequences of a prompt one after the other."""
+        fixed, own = self.fixed.sample(examples, step), self.student.sample(examples, step)
+        sizes = [len(part) // len(examples) for part in (fixed, own)]
+        order = [
+            start + row * size + number
+            for row in range(len(examples))
+            for start, size in ((0, sizes[0]), (len(fixed), sizes[1]))
+            for number in range(size)
+        ]
+        return joined([fixed, own]).select(order)
+
+
+@dataclass(frozen=True)
 class Sources:
     """The samplers that a run can offer to its method, and what schedules depend on."""
 
     data: Sampler
-    student: Callable[[Decoding], Sampler]
+    student: Callable[..., Sampler]
+    """Takes a decoding, and a number of samples where that is not 1."""
     teacher: Callable[[Decoding], Sampler]
     seed: int
     steps: int
+    fresh_teacher: Callable[[Decoding], Sampler] | None = None
+    """The teacher writing anew each time; `teacher` writes once and keeps the text."""
+    mixed: Callable[..., Sampler] | None = None
+    """Takes a decoding, the teacher's share, and a number of samples where that is not 1."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from tutelage.methods.objective import Context, Modules, Objective
 from tutelage.randomness import generator
-from tutelage.rollouts.rollout import Rollout, joined
+from tutelage.rollouts.rollout import Rollout, joined, rollout_of
 from tutelage.training.setup import Setup
 
 
@@ -59,15 +59,15 @@ class Collections:
     def _collect(self, number: int) -> Rollout:
         examples = [self._setup.texts.train[row] for row in self._setup.order.batch(number, self._prompts)]
         rollout = self.sampler.sample(examples, number)
-        example_of = {example.item: example for example in examples}
         context = Context(
             student=self._setup.student,
             teacher=self._setup.teacher,
             vocabulary=self._setup.vocabulary,
             modules=self._own,
             tokenizer=self._setup.tokenizer,
-            examples=[example_of[item] for item in rollout.items],
+            examples=[self._setup.texts.train[item] for item in rollout.items],
             micro_batch_tokens=self._setup.recipe.train.micro_batch_tokens,
+            progress=number * self._steps / self._setup.steps,
         )
         return self._objective.prepare(rollout, context)
 
@@ -77,20 +77,3 @@ class Collections:
         order = generator(self._setup.recipe.seed, "inner", step - share).permutation(self._prompts)
         prompts = order[share * self._batch : (share + 1) * self._batch]
         return [int(prompt) * samples + sample for prompt in prompts for sample in range(samples)]
-
-
-def rollout_of(state: Mapping[str, Any]) -> Rollout:
-    """Return the rollout that `asdict` and JSON took apart."""
-
-    def nested(rows) -> tuple:
-        return tuple(tuple(row) for row in rows)
-
-    return Rollout(
-        prompts=nested(state["prompts"]),
-        responses=nested(state["responses"]),
-        masks=nested(state["masks"]),
-        writers=tuple(state["writers"]),
-        items=tuple(state["items"]),
-        logps=None if state["logps"] is None else nested(state["logps"]),
-        values={name: nested(rows) for name, rows in state["values"].items()},
-    )

@@ -96,9 +96,14 @@ class Loop:
         return self._metrics(rollout, sums, step)
 
     def _metrics(self, rollout: Rollout, sums: Mapping[str, float], step: int) -> dict[str, Any]:
+        rollout = rollout.select([row for row, writer in enumerate(rollout.writers) if writer != "text"])
         positions = rollout.positions
         plain = {name: value for name, value in sums.items() if name == "loss" or name.startswith("gradient_norm")}
-        means = {name: value / positions for name, value in sums.items() if name not in plain}
+        means = {
+            name: value / sums.get(f"count/{name}", positions)
+            for name, value in sums.items()
+            if name not in plain and not name.startswith("count/") and sums.get(f"count/{name}") != 0
+        }
         written = sum(writer == "student" for writer in rollout.writers)
         lengths = [len(response) for response in rollout.responses]
         ended = sum(r[-1] in self._setup.student.stop_ids for r in rollout.responses if r)
@@ -128,13 +133,13 @@ class Loop:
                 micro_batch_tokens=self._train.micro_batch_tokens,
                 seed=self._setup.recipe.seed,
                 vocabulary=self._setup.vocabulary,
+                critics=self._updater.own,
                 on_progress=self._display.busy,
             )
         metrics = {name: measurement.as_dict() for name, measurement in result.metrics.items()}
         self._evaluations.append({"step": self._done, "metrics": metrics})
         self._log({"evaluation": metrics})
-        if self._done:
-            self._collections.sampler.observe({name: m.value for name, m in result.metrics.items()})
+        self._collections.sampler.observe({name: m.value for name, m in result.metrics.items()})
         self._display.evaluation(self._done, result.metrics)
         for sample in result.samples:
             self._samples.log(self._done, sample)

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tutelage.data import Examples
-from tutelage.losses.linear import DEFAULT_MEMORY
+from tutelage.losses.chunks import DEFAULT_MEMORY
 from tutelage.models.head import output_head
 from tutelage.recipe import Recipe
 

@@ -14,8 +14,9 @@ from tutelage.models.loading import load_model, load_tokenizer, stop_ids
 from tutelage.models.teachers import LocalTeacher
 from tutelage.models.vocabulary import shared_vocabulary
 from tutelage.recipe import Recipe
+from tutelage.rollouts.mixed import MixedSampler
 from tutelage.rollouts.rollout import Rollout
-from tutelage.rollouts.samplers import DataSampler, Sources, StudentSampler, TeacherSampler
+from tutelage.rollouts.samplers import DataSampler, FreshTeacherSampler, Sources, StudentSampler, TeacherSampler
 from tutelage.rollouts.store import TextStore
 from tutelage.training.dropout import without_dropout
 
@@ -70,12 +71,23 @@ class Setup:
             )
             return TeacherSampler(self.teacher.model, decoding, seed, store, vocabulary)
 
+        def by_teacher_anew(decoding) -> FreshTeacherSampler:
+            assert self.teacher is not None
+            return FreshTeacherSampler(self.teacher.model, decoding, seed, vocabulary)
+
+        def by_both(decoding, teacher_share: float, samples: int = 1) -> MixedSampler:
+            assert self.teacher is not None
+            teacher = self.teacher.model
+            return MixedSampler(self.student, teacher, teacher_share, decoding, seed, vocabulary, samples)
+
         return Sources(
             data=DataSampler(),
-            student=lambda decoding: StudentSampler(self.student, decoding, seed, vocabulary),
+            student=lambda decoding, samples=1: StudentSampler(self.student, decoding, seed, vocabulary, samples),
             teacher=by_teacher,
             seed=seed,
             steps=self.steps,
+            fresh_teacher=by_teacher_anew,
+            mixed=by_both,
         )
 
 
@@ -84,6 +96,7 @@ def needs_teacher(recipe: Recipe) -> bool:
     return recipe.teacher is not None and (
         recipe.method.needs_teacher
         or "agreement" in recipe.evaluation.metrics
+        or "distances" in recipe.evaluation.metrics
         or recipe.student.from_teacher is not None
     )
 

@@ -43,8 +43,9 @@ class Updater:
         """Update the modules that the method's plan names, phase by phase.
 
         Returns:
-            Sums over the positions by the names of the method's metrics, the loss, and the norm of each module's
-            gradient before clipping as `gradient_norm` (the student's) or `gradient_norm/<module>`.
+            Sums by the names of the method's metrics, `count/<metric>` for those with a count of their own, the
+            loss, and the norm of each module's gradient before clipping as `gradient_norm` (the student's) or
+            `gradient_norm/<module>`.
 
         Raises:
             DivergedError: a loss or a gradient is not finite; the update it belongs to was not applied.
@@ -68,6 +69,8 @@ class Updater:
         for part in rollout.micro_batches(self._train.micro_batch_tokens):
             terms = self._terms(part, training)
             wanted = [n for n in terms.losses if n in units and only in (None, n)]
+            if not wanted:
+                continue
             loss = torch.stack([terms.losses[name] / units[name] for name in wanted]).sum()
             if not torch.isfinite(loss):
                 raise DivergedError(
@@ -77,6 +80,8 @@ class Updater:
             sums["loss"] += loss.item()
             for name, value in terms.metrics.items():
                 sums[name] += value.item()
+            for name, count in terms.counts.items():
+                sums[f"count/{name}"] += count
         return sums
 
     def _gradients_term_by_term(self, rollout: Rollout, training: Sequence[str], step: int) -> Sums:

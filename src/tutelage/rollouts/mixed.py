@@ -1,0 +1,152 @@
+"""Teacher-mixed sampling: at every step the next token comes from a mixture of the teacher and the student."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tutelage.config import Decoding
+from tutelage.data import Example
+from tutelage.models.language_model import LanguageModel
+from tutelage.rollouts.decoding import OneModel, Place, Written, decode, write_all, write_batch
+from tutelage.rollouts.rollout import Ids, Rollout
+from tutelage.rollouts.samplers import Stateless
+
+
+class MixedPolicy:
+    """Student and teacher reading the same sequences, token by token.
+
+    Formula: log p̃ = log(α·p + (1 − α)·q), the mixture of probabilities after the temperature; its
+    log-probabilities are the logits that are drawn from.
+
+    Args:
+        student: q.
+        teacher: p; may be on another device.
+        prompts: one prompt a sequence.
+        teacher_share: α, strictly between 0 and 1.
+        temperature: divides both models' logits.
+        vocabulary: number of leading ids that both have; no others are written.
+    """
+
+    def __init__(
+        self,
+        student: LanguageModel,
+        teacher: LanguageModel,
+        prompts: Sequence[Ids],
+        teacher_share: float,
+        temperature: float = 1.0,
+        vocabulary: int | None = None,
+    ) -> None:
+        shared = vocabulary or min(student.head.vocabulary, teacher.head.vocabulary)
+        self._student = OneModel(student, prompts, temperature, shared)
+        self._teacher = OneModel(teacher, prompts, temperature, shared)
+        self._device, self._teacher_device = student.device, teacher.device
+        self._log_shares = math.log1p(-teacher_share), math.log(teacher_share)
+
+    def start(self) -> Tensor:
+        """Read the prompts; return log p̃ of the first token."""
+        return self._mixed(self._student.start(), self._teacher.start())
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Read one token of each sequence; return log p̃ of the next."""
+        return self._mixed(self._student.step(tokens), self._teacher.step(tokens.to(self._teacher_device)))
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these sequences only."""
+        self._student.keep(rows)
+        self._teacher.keep(rows.to(self._teacher_device))
+
+    def _mixed(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        student_logp = student_logits.log_softmax(-1)
+        teacher_logp = teacher_logits.to(self._device).log_softmax(-1)
+        log_rest, log_share = self._log_shares
+        return torch.logaddexp(student_logp + log_rest, teacher_logp + log_share)
+
+
+@torch.no_grad()
+def decode_mixed(
+    student: LanguageModel,
+    teacher: LanguageModel,
+    prompts: Sequence[Ids],
+    decoding: Decoding,
+    *,
+    teacher_share: float,
+    seed: int,
+    places: Sequence[Place] | None = None,
+    items: Sequence[int] | None = None,
+    vocabulary: int | None = None,
+) -> Rollout:
+    """Write one response to each prompt from the mixture of teacher and student.
+
+    A share of 0 is `decode` of the student and a share of 1 that of the teacher: the other model is not run.
+
+    Args:
+        student: the model that learns; its `stop_ids` end a response.
+        teacher: the model that knows.
+        prompts: ids, none of them empty.
+        decoding: temperature, truncation (of the mixture), length, batch size; the strategy `sample`.
+        teacher_share: α, in [0, 1].
+        seed: the run's seed.
+        places: what distinguishes the draws of one prompt from another's.
+        items: which row of the data each prompt is, for the rollout.
+        vocabulary: number of leading ids that both vocabularies share; no others are written.
+
+    Returns:
+        A rollout in the order of the prompts with log p̃ of every token.
+
+    Raises:
+        ValueError: the strategy is not `sample`, or the student has no stop ids.
+
+    Reference: MiniLLM (arXiv 2306.08543), Eq. 4.
+    """
+    if decoding.strategy != "sample":
+        raise ValueError(f"a mixture of two models is sampled from (got the strategy '{decoding.strategy}')")
+    if teacher_share in (0, 1):
+        model = student if teacher_share == 0 else teacher
+        writer = "student" if teacher_share == 0 else "teacher"
+        return decode(
+            model, prompts, decoding, seed=seed, places=places, items=items, writer=writer, vocabulary=vocabulary
+        )
+
+    def write(prompts: Sequence[Ids], places: Sequence[Place]) -> Written:
+        policy = MixedPolicy(student, teacher, prompts, teacher_share, decoding.temperature, vocabulary)
+        return write_batch(policy, student.stop_ids, decoding, seed, places, student.device)
+
+    were_training = [(model.network, model.network.training) for model in (student, teacher)]
+    for network, _ in were_training:
+        network.eval()
+    rollout = write_all(write, prompts, decoding, stop_ids=student.stop_ids, places=places, items=items, writer="mixed")
+    for network, was_training in were_training:
+        network.train(was_training)
+    return rollout
+
+
+@dataclass(frozen=True)
+class MixedSampler(Stateless):
+    """Text written by the mixture of the teacher and the student as it is now."""
+
+    student: LanguageModel
+    teacher: LanguageModel
+    teacher_share: float
+    decoding: Decoding
+    seed: int
+    vocabulary: int | None = None
+    samples: int = 1
+    """Responses to each prompt."""
+
+    def sample(self, examples: Sequence[Example], step: int) -> Rollout:
+        """Write the responses to each prompt, those to the same prompt one after the other."""
+        repeated = [(e, number) for e in examples for number in range(self.samples)]
+        return decode_mixed(
+            self.student,
+            self.teacher,
+            [e.prompt for e, _ in repeated],
+            self.decoding,
+            teacher_share=self.teacher_share,
+            seed=self.seed,
+            places=[(step, e.item, number) for e, number in repeated],
+            items=[e.item for e, _ in repeated],
+            vocabulary=self.vocabulary,
+        )
