@@ -152,3 +152,25 @@ def test_missing_keys_of_a_decoding_section_keep_the_owners_defaults(tmp_path):
     assert (recipe.evaluation.decoding.strategy, recipe.evaluation.decoding.max_new_tokens) == ("greedy", 9)
     assert (recipe.method.teacher_decoding.strategy, recipe.method.teacher_decoding.beams) == ("beam", 3)
     assert recipe.method.student_decoding.strategy == "greedy"
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["--method.name", "sft"], 2),
+        (["--method.name", "supervised-kd"], 2),
+        (["--method.student-fraction", "0.5"], 2),
+        (["--method.student-fraction", "1"], 0),
+        (["--method.offline", "teacher"], 0),
+        (["--method.name", "seqkd"], 0),
+    ],
+)
+def test_prompts_without_responses_are_refused_before_the_run_where_they_are_needed(tmp_path, capsys, words, status):
+    path = recipe_file(tmp_path, method="sft")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a b"}\n{"prompt": "c"}\n')
+    words = ["--data.train", str(tmp_path / "prompts.jsonl"), "--method.name", "gkd", *words]
+    assert main(["check", path, *words]) == status
+    if status:
+        assert "prompts.jsonl:1 has a prompt only" in capsys.readouterr().err
+        assert main(["train", path, *words]) == status
+        assert not (tmp_path / "run-llama-sft" / "checkpoints").exists()

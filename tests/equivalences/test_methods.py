@@ -12,7 +12,6 @@ from tests.tiny_models import STOP, language_model, pair, ragged
 
 from tutelage.config import Decoding
 from tutelage.data import Example
-from tutelage.errors import InputError
 from tutelage.methods import GKD, SFT, ImitKD, MiniLLMSingleStep, OnPolicyKD, SeqKD, SupervisedKD
 from tutelage.methods.objective import Objective
 from tutelage.models.teachers import LocalTeacher
@@ -48,7 +47,7 @@ class World:
 
     def sources(self) -> Sources:
         return Sources(
-            data=DataSampler(),
+            data=DataSampler,
             student=lambda decoding: StudentSampler(self.student, decoding, self.seed),
             teacher=lambda decoding: TeacherSampler(
                 self.teacher.model, decoding, self.seed, TextStore(self.folder / "text.jsonl", {})
@@ -269,10 +268,3 @@ def test_gradients_do_not_go_through_the_sampling(world: World) -> None:
     assert torch.equal(loss, again.detach())
     for name, parameter in world.student.model.named_parameters():
         assert torch.equal(gradients[name], parameter.grad)
-
-
-def test_rows_without_a_response_are_refused_by_methods_that_need_one(world: World) -> None:
-    rows = [example(0, (3, 4), ())]
-    with pytest.raises(InputError, match=r"rows\.jsonl:1 has a prompt only"):
-        SupervisedKD().sampler(world.sources()).sample(rows, 0)
-    assert OnPolicyKD(student_decoding=DECODING).sampler(world.sources()).sample(rows, 0).positions > 0

@@ -15,7 +15,7 @@ from tutelage.models.skeleton import load_skeleton
 from tutelage.models.vocabulary import shared_vocabulary
 from tutelage.recipe import Recipe
 from tutelage.training.memory import estimate
-from tutelage.training.setup import describe_counts, needs_teacher, read_texts, student_tokenizer
+from tutelage.training.setup import check_text, describe_counts, needs_teacher, read_texts, student_tokenizer
 
 _ROWS = 3
 _TOKENS = 400  # of a row that is shown
@@ -36,6 +36,7 @@ def check(recipe: Recipe, console: Console | None = None) -> None:
     stops = stop_ids(student, tokenizer)
     answer_reader(recipe.evaluation.answer)
     texts = read_texts(recipe, tokenizer, stops, bool(student.config.is_encoder_decoder))
+    check_text(recipe, texts.train)
     batch = recipe.train.batch_size
     steps = recipe.train.steps or Order(rows=len(texts.train), seed=0).steps(recipe.train.epochs or 1, batch)
     epochs = steps * batch / len(texts.train)

@@ -82,7 +82,7 @@ class DistiLLM(Direct):
 
         return AdaptiveMixture(
             sources.student(self.student_decoding),
-            sources.data,
+            sources.data(),
             steps=sources.steps,
             seed=sources.seed,
             fraction=self.student_fraction,

@@ -65,12 +65,15 @@ class GKD(TokenMatching):
     """How the teacher writes, where `offline` is `teacher`."""
 
     def sampler(self, sources: Sources) -> Sampler:
-        """A mixture, drawn once a step."""
+        """A mixture, drawn once a step; the student alone for λ = 1, which needs no fixed text."""
         from tutelage.rollouts.samplers import Mixture
 
+        student = sources.student(self.student_decoding)
+        if self.student_fraction == 1:
+            return student
         return Mixture(
-            student=sources.student(self.student_decoding),
-            other=sources.data if self.offline == "data" else sources.teacher(self.teacher_decoding),
+            student=student,
+            other=sources.data() if self.offline == "data" else sources.teacher(self.teacher_decoding),
             fraction=lambda step: self.student_fraction,
             unit="step",
             seed=sources.seed,
@@ -150,7 +153,7 @@ class ImitKD(TokenMatching):
 
         return Mixture(
             student=sources.student(self.student_decoding),
-            other=sources.data if self.offline == "data" else sources.teacher(self.teacher_decoding),
+            other=sources.data() if self.offline == "data" else sources.teacher(self.teacher_decoding),
             fraction=lambda step: 1 - self.offline_probability(step, sources.steps),
             unit=self.unit,
             seed=sources.seed,

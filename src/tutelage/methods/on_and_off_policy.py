@@ -58,7 +58,7 @@ class OnAndOffPolicy:
         """Fixed text, the student's own, or both for each prompt."""
         from tutelage.rollouts.samplers import Both
 
-        fixed = sources.data if self.offline == "data" else sources.teacher(self.teacher_decoding)
+        fixed = sources.data() if self.offline == "data" else sources.teacher(self.teacher_decoding)
         student = sources.student(self.student_decoding)
         if len(self.weights) == 2:
             return Both(fixed, student)

@@ -70,7 +70,7 @@ class PreDistil:
 
     def sampler(self, sources: Sources) -> Sampler:
         """The data's responses."""
-        return sources.data
+        return sources.data()
 
     def modules(self, student: LanguageModel, teacher: Teacher | None, seed: int) -> dict[str, nn.Module]:
         """The map from the student's width to the teacher's; it begins as the identity where they are equal.

@@ -73,7 +73,7 @@ class MiniLLMRanking(Direct):
         from tutelage.rollouts.samplers import Both
 
         student = sources.student(self.student_decoding, self.samples)
-        return student if self.reference == "best" else Both(sources.data, student)
+        return student if self.reference == "best" else Both(sources.data(), student)
 
     def prepare(self, rollout: Rollout, context: Context) -> Rollout:
         """Rank, compare, and add the coefficient of −log q of each token, with the constant part of the loss."""

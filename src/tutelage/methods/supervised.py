@@ -36,7 +36,7 @@ class SFT(Direct):
 
     def sampler(self, sources: Sources) -> Sampler:
         """The data's responses."""
-        return sources.data
+        return sources.data()
 
     def units(self, rollout: Rollout) -> dict[str, float]:
         """Tokens or sequences."""
@@ -86,4 +86,4 @@ class SupervisedKD(TokenMatching):
 
     def sampler(self, sources: Sources) -> Sampler:
         """The data's responses."""
-        return sources.data
+        return sources.data()

@@ -11,7 +11,6 @@ from typing import Any, Literal, Protocol
 
 from tutelage.config import Decoding
 from tutelage.data import Example
-from tutelage.errors import InputError
 from tutelage.models.language_model import LanguageModel
 from tutelage.randomness import generator
 from tutelage.rollouts.decoding import decode
@@ -58,18 +57,7 @@ class DataSampler(Stateless):
     """The responses that the data came with."""
 
     def sample(self, examples: Sequence[Example], step: int) -> Rollout:
-        """Return the rows as they are.
-
-        Raises:
-            InputError: a row has a prompt only.
-        """
-        for example in examples:
-            if not example.response:
-                raise InputError(
-                    f"{example.where} has a prompt only, but this method learns from the data's responses; "
-                    "add completions, or choose a method that writes its own text (seqkd, on-policy-kd, gkd with "
-                    "student_fraction 1)"
-                )
+        """Return the rows as they are; each has a response."""
         return Rollout.of(
             [e.prompt for e in examples],
             [e.response for e in examples],
@@ -214,7 +202,7 @@ class Both(Stateless):
 class Sources:
     """The samplers that a run can offer to its method, and what schedules depend on."""
 
-    data: Sampler
+    data: Callable[[], Sampler]
     student: Callable[..., Sampler]
     """Takes a decoding, and a number of samples where that is not 1."""
     teacher: Callable[[Decoding], Sampler]

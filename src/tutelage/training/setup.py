@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -81,7 +82,7 @@ class Setup:
             return MixedSampler(self.student, teacher, teacher_share, decoding, seed, vocabulary, samples)
 
         return Sources(
-            data=DataSampler(),
+            data=lambda: _data_sampler(self.recipe, self.texts.train),
             student=lambda decoding, samples=1: StudentSampler(self.student, decoding, seed, vocabulary, samples),
             teacher=by_teacher,
             seed=seed,
@@ -89,6 +90,44 @@ class Setup:
             fresh_teacher=by_teacher_anew,
             mixed=by_both,
         )
+
+
+def _data_sampler(recipe: Recipe, rows: Examples) -> DataSampler:
+    """The sampler of the data's own responses.
+
+    Raises:
+        InputError: there are none, so a method that asks for it cannot run.
+    """
+    if not rows[0].response:  # rows of one source are of one kind
+        raise InputError(
+            f"{rows[0].where} has a prompt only, but {recipe.method.name} as set up here learns from the data's "
+            "responses; add completions, or choose what writes its own text (on-policy-kd, gkd with student_fraction 1 "
+            "or offline: teacher, seqkd)"
+        )
+    return DataSampler()
+
+
+def check_text(recipe: Recipe, rows: Examples) -> None:
+    """Say before anything is loaded that the rows lack the responses that the method asks for.
+
+    Raises:
+        InputError: they do.
+    """
+
+    def nobody(*_: object, **__: object) -> Any:
+        return None
+
+    recipe.method.sampler(
+        Sources(
+            data=lambda: _data_sampler(recipe, rows),
+            student=nobody,
+            teacher=nobody,
+            seed=recipe.seed,
+            steps=1,
+            fresh_teacher=nobody,
+            mixed=nobody,
+        )
+    )
 
 
 def needs_teacher(recipe: Recipe) -> bool:
