@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tutelage.data import Example, Examples, Order
+from tutelage.data import Example, Examples
 from tutelage.evaluation.generated import answer_reader
 from tutelage.models.head import output_head
 from tutelage.models.loading import load_tokenizer, stop_ids
@@ -15,7 +15,14 @@ from tutelage.models.skeleton import load_skeleton
 from tutelage.models.vocabulary import shared_vocabulary
 from tutelage.recipe import Recipe
 from tutelage.training.memory import estimate
-from tutelage.training.setup import check_text, describe_counts, needs_teacher, read_texts, student_tokenizer
+from tutelage.training.setup import (
+    check_text,
+    describe_counts,
+    needs_teacher,
+    read_texts,
+    student_tokenizer,
+    total_steps,
+)
 
 _ROWS = 3
 _TOKENS = 400  # of a row that is shown
@@ -38,8 +45,8 @@ def check(recipe: Recipe, console: Console | None = None) -> None:
     texts = read_texts(recipe, tokenizer, stops, bool(student.config.is_encoder_decoder))
     check_text(recipe, texts.train)
     batch = recipe.train.batch_size
-    steps = recipe.train.steps or Order(rows=len(texts.train), seed=0).steps(recipe.train.epochs or 1, batch)
-    epochs = steps * batch / len(texts.train)
+    steps = total_steps(recipe, len(texts.train))
+    epochs = steps * batch / len(texts.train) / recipe.method.plan.inner_epochs
 
     console.print(Text(f"method   {recipe.method.name}, {steps:,} steps of {batch} rows ({epochs:.2f} epochs)"))
     for name, model in (("student", student), ("teacher", teacher)):

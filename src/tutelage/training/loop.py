@@ -98,6 +98,7 @@ class Loop:
     def _metrics(self, rollout: Rollout, sums: Mapping[str, float], step: int) -> dict[str, Any]:
         rollout = rollout.select([row for row, writer in enumerate(rollout.writers) if writer != "text"])
         positions = rollout.positions
+        inner_epochs = self._setup.recipe.method.plan.inner_epochs
         plain = {name: value for name, value in sums.items() if name == "loss" or name.startswith("gradient_norm")}
         means = {
             name: value / sums.get(f"count/{name}", positions)
@@ -111,7 +112,7 @@ class Loop:
             **plain,
             **means,
             "learning_rate": learning_rate(self._train, step, self._setup.steps),
-            "epoch": self._setup.order.epoch(step + 1, self._train.batch_size),
+            "epoch": self._setup.order.epoch(step + 1, self._train.batch_size) / inner_epochs,
             "tokens": positions,
             "response_length": sum(lengths) / len(lengths),
             "ended": ended / len(lengths),

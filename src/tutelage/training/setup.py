@@ -209,8 +209,19 @@ def prepare(recipe: Recipe, report: Callable[[str], None], resume_from: Path | N
         report(f"data: {describe_counts('validation', texts.validation)}")
     _ready_for_training(recipe, student_model)
     order = Order(rows=len(texts.train), seed=recipe.seed)
-    steps = recipe.train.steps or order.steps(recipe.train.epochs or 1, recipe.train.batch_size)
+    steps = total_steps(recipe, len(texts.train))
     return Setup(recipe, Path(recipe.output), tokenizer, student, teacher, vocabulary, texts, order, steps)
+
+
+def total_steps(recipe: Recipe, rows: int) -> int:
+    """Optimiser steps of a run: as the recipe says, or those that its epochs over the rows take.
+
+    A method that uses every collection of text for several inner epochs makes that many more steps an epoch.
+    """
+    if recipe.train.steps is not None:
+        return recipe.train.steps
+    an_epoch = Order(rows=rows, seed=recipe.seed).steps(recipe.train.epochs or 1, recipe.train.batch_size)
+    return an_epoch * recipe.method.plan.inner_epochs
 
 
 def describe_counts(name: str, examples: Examples) -> str:
