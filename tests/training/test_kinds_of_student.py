@@ -1,4 +1,4 @@
-"""Students that are adapters: only the adapter learns, it is what is saved, and runs resume bit for bit."""
+"""Students of every kind with every method: adapters, of which nothing else learns, and encoder-decoder models."""
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from tests.training.test_run import SILENT, stop_after
 from transformers import AutoModelForCausalLM
 
 from tutelage.errors import Stopped
+from tutelage.methods import METHODS
 from tutelage.recipe import recipe_of
 from tutelage.training.run import train
 
@@ -43,3 +44,20 @@ def test_only_the_adapter_learns_and_resumes_bit_for_bit(tmp_path, monkeypatch, 
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(not torch.equal(first[name], start[name]) for name in first)
     assert not (whole.model / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_an_adapter(tmp_path, adapter, method):
+    recipe = recipe_of(mapping(tmp_path, method, student={"model": str(adapter)}, train={"steps": 2}, evaluation={}))
+    run = train(recipe, **SILENT)
+    after, before = load_file(run.model / "adapter_model.safetensors"), load_file(adapter / "adapter_model.safetensors")
+    assert any(not torch.equal(after[name], before[name]) for name in after)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_an_encoder_decoder_model(tmp_path, method):
+    recipe = recipe_of(mapping(tmp_path, method, "t5", train={"steps": 2}, data={"max_tokens": 50}))
+    run = train(recipe, **SILENT)
+    after = load_file(run.model / "model.safetensors")
+    before = load_file(tmp_path / "t5-student" / "model.safetensors")
+    assert any(not torch.equal(after[name], before[name]) for name in after)
