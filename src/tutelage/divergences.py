@@ -179,6 +179,10 @@ class Divergence:
     name: str
     term: Callable[..., Tensor]
     slope: Callable[..., Tensor]
+    family: str | None = None
+    """The name without its parameter; `None` for a divergence that is not of this module."""
+    parameter: float | None = None
+    """The parameter, where there is one and it is bound."""
 
     def __call__(
         self, student_logp: LogProbabilities, teacher_logp: LogProbabilities, *parameter: Tensor
@@ -199,11 +203,13 @@ def named(text: str) -> Divergence:
     name, parameter = split_divergence(text)
     term, slope = _POINTWISE[name]
     if parameter is None:
-        return Divergence(text, term, slope)
+        return Divergence(text, term, slope, name)
     return Divergence(
         text,
         lambda student_logp, teacher_logp: term(student_logp, teacher_logp, parameter),
         lambda student_logp, teacher_logp: slope(student_logp, teacher_logp, parameter),
+        name,
+        parameter,
     )
 
 
@@ -220,7 +226,7 @@ def parametrised(name: str) -> Divergence:
     if DIVERGENCES.get(name) is None:
         known = ", ".join(n for n, parameter in DIVERGENCES.items() if parameter)
         raise ValueError(f"'{name}' is no divergence with a parameter; expected one of {known}")
-    return Divergence(name, *_POINTWISE[name])
+    return Divergence(name, *_POINTWISE[name], name)
 
 
 def _weighted(weight: Tensor, value: Tensor) -> Tensor:

@@ -3,5 +3,6 @@
 from tutelage.losses.head import Head
 from tutelage.losses.linear import Scores, linear_divergence
 from tutelage.losses.mapping import map_vocabulary
+from tutelage.losses.top_k import top_k_divergence
 
-__all__ = ["Head", "Scores", "linear_divergence", "map_vocabulary"]
+__all__ = ["Head", "Scores", "linear_divergence", "map_vocabulary", "top_k_divergence"]

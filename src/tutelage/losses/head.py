@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Partial
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,13 @@ class Head:
         bias = None if self.bias is None else self.bias[:vocabulary]
         return Head(self.weight[:vocabulary], bias, self.scale, self.softcap)
 
+    def gathered(self) -> "Head":
+        """Return a head whose weight and bias are whole on every process, collected where they are sharded.
+
+        The gradients that the processes send back are summed, each shard receiving its own part.
+        """
+        return replace(self, weight=_gathered(self.weight), bias=None if self.bias is None else _gathered(self.bias))
+
     def detached(self) -> "Head":
         """Return the same head without gradient."""
         return replace(self, weight=self.weight.detach(), bias=None if self.bias is None else self.bias.detach())
@@ -43,8 +51,17 @@ class Head:
         """
         compute = compute_dtype(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
-            logits = hidden.to(compute) @ self.weight.to(compute).mT
-        logits = logits.to(torch.promote_types(compute, torch.float32))
+            return self.logits_of(hidden.to(compute) @ self.weight.to(compute).mT)
+
+    def logits_of(
+        self, product: Float[Tensor, "... vocabulary"], out: Float[Tensor, "... vocabulary"] | None = None
+    ) -> Float[Tensor, "... vocabulary"]:
+        """Turn hidden weightᵀ into logits, in float32 or wider.
+
+        The result is `product` itself where nothing changes, and may be `out` where that is given.
+        """
+        wide = torch.promote_types(product.dtype, torch.float32)
+        logits = product if product.dtype == wide else product.to(wide) if out is None else out.copy_(product)
         if self.bias is not None:
             logits = logits + self.bias
         if self.scale != 1.0:
@@ -67,3 +84,9 @@ def compute_dtype(hidden: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(hidden.device.type):
         return torch.get_autocast_dtype(hidden.device.type)
     return hidden.dtype
+
+
+def _gathered(weight: Tensor) -> Tensor:
+    if not isinstance(weight, DTensor):
+        return weight
+    return weight.full_tensor(grad_placements=[Partial()] * weight.device_mesh.ndim)
