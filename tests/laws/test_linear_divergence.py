@@ -1,18 +1,21 @@
 """The vocabulary engine, a few positions at a time, against dense logits in float64."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
 from tests import definitions
 from tests.definitions import DIVERGENCES
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from tutelage.divergences import named
-from tutelage.losses import Head, Scores, linear_divergence, map_vocabulary
+from tutelage.losses import Head, Scores, chunks, linear_divergence, map_vocabulary
 
 POSITIONS, STUDENT_WIDTH, TEACHER_WIDTH, VOCABULARY = 7, 5, 6, 11
-MEMORIES = (1, 800, 2**27)  # with this vocabulary: one position at a time, three, all of them
+MEMORIES = (1, 800, 2**27)  # with this vocabulary: one position at a time, three or four, all of them
 each = pytest.mark.parametrize("text", DIVERGENCES)
 chunked = pytest.mark.parametrize("memory", MEMORIES)
 
@@ -497,3 +500,101 @@ def test_wrong_arguments_are_refused(arguments: dict, complaint: str) -> None:
     given = {"teacher_hidden": c.teacher_hidden, "teacher_head": c.teacher_head(), "divergence": "jsd(0.5)"}
     with pytest.raises(ValueError, match=complaint):
         linear_divergence(c.hidden, c.head(), **{**given, **arguments})
+
+
+@each
+@chunked
+def test_blocks_within_a_chunk_are_dense(text: str, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pointwise work goes two positions at a time, which divides no chunk."""
+    monkeypatch.setattr(chunks, "_CACHED_NUMBERS", 2 * VOCABULARY + 1)
+    assert_same(replace(full_case(), vocabulary=VOCABULARY), text, memory=memory)
+
+
+@each
+@pytest.mark.parametrize("memory", [1, 2000, 2**27])
+@pytest.mark.parametrize("positions", [0, 1, 5])
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-10), (torch.float32, 2e-5), (torch.bfloat16, 0.05)])
+def test_chunked_is_dense_whatever_is_masked(
+    text: str, memory: int, positions: int, dtype: torch.dtype, rtol: float
+) -> None:
+    """Masks are coefficients of zero; against float64, relative to the largest gradient."""
+    found_case = case(dtype, positions=positions, coefficients=torch.tensor([1.0, 0.0, 0.5, 0.0, 2.0])[:positions])
+    exact = replace(found_case, coefficients=found_case.coefficients.double())
+    for name in ("hidden", "weight", "teacher_hidden", "teacher_weight"):
+        setattr(exact, name, getattr(found_case, name).detach().double().requires_grad_())
+    expected, found = dense(exact, text), engine(found_case, text, memory)
+    assert found.divergence.dtype == torch.promote_types(dtype, torch.float32)
+    torch.testing.assert_close(found.total.double(), expected.total, rtol=rtol, atol=1e-6)
+    wanted = torch.autograd.grad(expected.total, exact.leaves())
+    for mine, theirs in zip(torch.autograd.grad(found.total, found_case.leaves()), wanted, strict=True):
+        largest = theirs.abs().max().item() if theirs.numel() else 0.0
+        torch.testing.assert_close(mine.double(), theirs, rtol=0, atol=rtol * largest)
+    if positions > 1:
+        (gradient,) = torch.autograd.grad(engine(found_case, text, memory).total, [found_case.hidden])
+        assert not gradient[1].any()
+        assert gradient[2].any()
+
+
+@pytest.mark.parametrize("text", ["jsd(0.5)", "total_variation", "skew_forward_kl(0.1)", "skew_reverse_kl(0.1)"])
+@pytest.mark.parametrize("impossible", ["student", "teacher", "both", "in turn"])
+def test_impossible_tokens_are_dense(text: str, impossible: str) -> None:
+    """A bias of −∞: what the fused forms cannot do is left to the definition, block by block."""
+    nothing, absent = torch.zeros(VOCABULARY).double(), torch.zeros(VOCABULARY).double()
+    absent[3:5] = -torch.inf
+    c = case(
+        bias=(nothing if impossible == "teacher" else absent).clone(),
+        teacher_bias=(nothing if impossible == "student" else absent.roll(4 if impossible == "in turn" else 0)).clone(),
+    )
+    scores, expected = engine(c, text, 800), dense(c, text)
+    torch.testing.assert_close(scores.divergence, expected.divergence.detach(), rtol=1e-10, atol=1e-12)
+    if impossible == "both":  # as if the tokens were not there
+        keep = [n for n in range(VOCABULARY) if n not in (3, 4)]
+        cut = replace(c, weight=c.weight[keep], teacher_weight=c.teacher_weight[keep], bias=None, teacher_bias=None)
+        (found,), (wanted,) = (torch.autograd.grad(engine(x, text).total, [c.hidden]) for x in (c, cut))
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+    assert torch.isfinite(torch.autograd.grad(scores.total, [c.hidden])[0]).all()
+
+
+def test_a_token_that_only_the_student_finds_impossible_makes_forward_kl_infinite() -> None:
+    absent = torch.zeros(VOCABULARY).double()
+    absent[3] = -torch.inf
+    c = case(bias=absent)
+    assert torch.isinf(engine(c, "forward_kl").divergence).all()
+    assert torch.isfinite(engine(c, "reverse_kl").divergence).all()
+
+
+def test_a_kept_graph_goes_backward_as_often_as_one_likes() -> None:
+    """The first time takes the gradients away; in between they are added to, and changed in place."""
+    c = full_case()
+    scores = engine(c, "jsd(0.5)", 800)
+    once = torch.autograd.grad(scores.total, c.leaves(), retain_graph=True)
+    wanted = [g.clone() for g in once]
+    for _ in range(3):
+        scores.total.backward(retain_graph=True)
+        once[0].zero_()
+    for leaf, gradient in zip(c.leaves(), wanted, strict=True):
+        torch.testing.assert_close(leaf.grad, 3 * gradient, rtol=1e-12, atol=1e-14)
+    with torch.no_grad():
+        c.weight += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        scores.total.backward()
+
+
+def test_a_sharded_head_is_gathered_and_its_shards_receive_their_gradients(tmp_path: Path) -> None:
+    """With one process: the weight is a DTensor, and so is its gradient."""
+    c = case()
+    plain = torch.autograd.grad(engine(c, "jsd(0.5)").total, c.leaves())
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        weight = distribute_tensor(c.weight.detach(), mesh, [Shard(0)]).requires_grad_()
+        bias = distribute_tensor(torch.zeros(VOCABULARY).double(), mesh, [Shard(0)]).requires_grad_()
+        arguments = (c.hidden, Head(weight, bias), c.teacher_hidden, c.teacher_head(), "jsd(0.5)")
+        scores = linear_divergence(*arguments, vocabulary=VOCABULARY)
+        scores.total.backward()
+        assert isinstance(weight.grad, DTensor)
+        assert weight.grad.placements == (Shard(0),)
+        torch.testing.assert_close(weight.grad.full_tensor(), plain[1])
+        torch.testing.assert_close(c.hidden.grad, plain[0])
+    finally:
+        torch.distributed.destroy_process_group()

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from tests.tiny_models import ARCHITECTURES, build, dtype_of
+from tests.tiny_models import ARCHITECTURES, EXACT, build, dtype_of
 
 from tutelage.config import Decoding
 from tutelage.models.language_model import LanguageModel, pad
@@ -24,6 +24,10 @@ MANY_STOPS = tuple(range(1, 9))
 
 def writer(name: str, stops: tuple[int, ...] = MANY_STOPS, **sizes) -> LanguageModel:
     return LanguageModel(build(name, dtype=sizes.pop("dtype", dtype_of(name)), **sizes), stop_ids=stops)
+
+
+def recorded(rollout: Rollout) -> torch.Tensor:
+    return torch.tensor([value for row in rollout.logps for value in row], dtype=torch.float64)
 
 
 def chi_square(counts: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
@@ -63,6 +67,25 @@ def test_draws_invert_the_cumulative_distribution() -> None:
     assert tokens.tolist() == [0, 0, 1, 1, 3, 3, 4, 4]
 
 
+@pytest.mark.parametrize("vocabulary", [5, 256, 300, 512])
+def test_drawing_in_the_memory_of_the_logits_draws_the_same(vocabulary: int) -> None:
+    logits = torch.randn(200, vocabulary)
+    kept = logits.clone()
+    tokens, logp = draw(logits, uniforms(200))
+    assert torch.equal(logits, kept)
+    again, logp_again = draw(logits, uniforms(200), overwrite=True)
+    assert torch.equal(tokens, again)
+    assert torch.equal(logp, logp_again)
+    assert not torch.equal(logits, kept)
+
+
+def test_log_probabilities_have_the_precision_of_the_logits() -> None:
+    logits = torch.randn(50, 700, dtype=torch.float64)
+    tokens, logp = draw(logits, uniforms(50))
+    expected = logits.log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
+    torch.testing.assert_close(logp, expected, rtol=1e-13, atol=1e-13)
+
+
 def test_impossible_tokens_are_never_drawn() -> None:
     logits = torch.full((1, 1000), -math.inf)
     possible = [0, 255, 256, 511, 998]
@@ -97,8 +120,8 @@ def test_recorded_log_probabilities_are_those_of_the_model(name: str, decoding: 
     rollout = decode(model, PROMPTS, decoding, seed=1)
     states = model.hidden(rollout)
     expected = logp_of(model.head.logits(states), model.targets(rollout))
-    found = torch.tensor([value for row in rollout.logps for value in row])
-    torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-5)
+    tolerance = 1e-10 if name in EXACT else 1e-5
+    torch.testing.assert_close(recorded(rollout), expected.detach().double(), rtol=tolerance, atol=tolerance)
 
 
 def test_recorded_log_probabilities_are_of_the_distribution_drawn_from() -> None:
@@ -109,8 +132,7 @@ def test_recorded_log_probabilities_are_of_the_distribution_drawn_from() -> None
     kept = logits.where(logits >= logits.topk(5).values[:, -1:], -math.inf)
     expected = kept.log_softmax(-1).gather(1, model.targets(rollout)[:, None]).squeeze(1)
     assert expected.isfinite().all()
-    found = torch.tensor([value for row in rollout.logps for value in row], dtype=torch.float64)
-    torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(recorded(rollout), expected.detach(), rtol=1e-5, atol=1e-5)
 
 
 @architecture
@@ -254,9 +276,7 @@ def test_ids_beyond_the_shared_vocabulary_are_never_written(name: str, strategy:
     if strategy != "beam":
         logits = model.head.logits(model.hidden(bound))[:, :15]
         expected = logp_of(logits, model.targets(bound))
-        torch.testing.assert_close(
-            torch.tensor([v for row in bound.logps for v in row]), expected.detach(), rtol=1e-5, atol=1e-5
-        )
+        torch.testing.assert_close(recorded(bound), expected.detach(), rtol=1e-10, atol=1e-10)
 
 
 def test_who_wrote_what_is_recorded_in_the_order_of_the_prompts() -> None:
@@ -273,7 +293,8 @@ def test_who_wrote_what_is_recorded_in_the_order_of_the_prompts() -> None:
     assert rollout.prompts == tuple(PROMPTS)
     assert rollout.items == tuple(range(40, 48))
     assert set(rollout.writers) == {"teacher"}
-    assert done == [3, 3, 2]
+    assert sum(done) == len(PROMPTS)
+    assert len(done) > 1
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bart"])

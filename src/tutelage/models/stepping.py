@@ -1,48 +1,113 @@
-"""Reading a language model one token at a time, with its key–value cache."""
+"""Reading a language model one token at a time, with its key–value cache.
+
+A stepper is a batch of sequences that a model reads on. `read` reads prompts, `step` reads one more token of each
+sequence, `keep` drops sequences that are done. The first two return the hidden states that predict the next token,
+`[sequences, width]`. `joins` says whether new prompts may join sequences that are under way.
+"""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache
+from transformers import Cache, DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import DynamicLayer
 
+from tutelage.models.decode_cache import SlotCache
 from tutelage.models.language_model import LanguageModel, pad, positions
 from tutelage.rollouts.rollout import Ids
 
 
-class Stepper:
-    """A batch of sequences that a model reads on, token by token.
-
-    `start` reads the prompts; `step` reads one more token a sequence; `keep` drops sequences that are done.
-    The first two return the hidden states that predict the next token, `[batch, width]`.
+class SlotStepper:
+    """Sequences that come and go, over a cache that is written in place.
 
     Args:
-        model: the language model to read with.
-        prompts: one prompt a sequence.
+        model: a decoder-only model with plain attention.
+        layers: number of its layers.
     """
 
-    def __init__(self, model: LanguageModel, prompts: Sequence[Ids]) -> None:
+    joins = True
+
+    def __init__(self, model: LanguageModel, layers: int) -> None:
+        self._network = model.network.base_model
+        self._cache = SlotCache(layers)
+        self._lengths = torch.zeros(0, dtype=torch.long, device=model.device)
+        self._longest = 0
+
+    def read(self, prompts: Sequence[Ids]) -> Float[Tensor, "prompts width"]:
+        """Read prompts, each a new sequence at the end of the batch; equal prompts are read once."""
+        different, origin = _different(prompts, self._lengths.device)
+        ids, mask = pad(different, "right", self._lengths.device)  # causal attention never looks at what follows
+        place = self._cache.place
+        place.first, place.origin, place.columns = len(self._lengths), origin, None
+        states = self._network(input_ids=ids, past_key_values=self._cache, use_cache=True).last_hidden_state
+        lengths = mask.sum(-1)
+        self._lengths = torch.cat([self._lengths, lengths[origin]])
+        self._longest = max(self._longest, ids.shape[1])
+        return states[torch.arange(len(ids), device=ids.device), lengths - 1][origin]
+
+    def step(self, tokens: Int[Tensor, " sequences"]) -> Float[Tensor, "sequences width"]:
+        """Read one token of each sequence."""
+        place, columns = self._cache.place, self._lengths
+        place.columns, place.width = columns, self._longest + 2
+        seen = torch.arange(place.width, device=columns.device) <= columns[:, None]
+        output = self._network(
+            input_ids=tokens[:, None],
+            attention_mask=seen.long(),
+            position_ids=columns[:, None],
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        self._lengths, self._longest = columns + 1, self._longest + 1
+        return output.last_hidden_state[:, -1]
+
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+        """Go on with these sequences only, in this order."""
+        self._cache.place.width = self._longest
+        self._cache.reorder_cache(cast(torch.LongTensor, rows))
+        self._lengths = self._lengths[rows]
+        self._longest = int(self._lengths.max()) if len(rows) else 0
+
+
+class BatchStepper:
+    """One batch from its prompts to its end, over the model's own kind of cache; reading prompts starts anew.
+
+    Args:
+        model: any language model: with an encoder, with sliding windows, with recurrent layers.
+    """
+
+    joins = False
+
+    def __init__(self, model: LanguageModel) -> None:
         self._model = model
         self._encoded: tuple[Tensor, Tensor] | None = None
-        config = model.network.config
-        if model.is_encoder_decoder:
-            ids, mask = pad(list(prompts), "right", model.device)
-            states = model.network.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+        self._cache: Cache = DynamicCache()
+        self._mask = self._next_position = torch.zeros(0)
+        self._ragged = False
+
+    def read(self, prompts: Sequence[Ids]) -> Float[Tensor, "prompts width"]:
+        """Read prompts, which are the batch from here on; equal prompts are read once."""
+        config, device = self._model.network.config, self._model.device
+        different, origin = _different(prompts, device)
+        if self._model.is_encoder_decoder:
+            ids, mask = pad(different, "right", device)
+            states = self._model.network.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
             self._encoded = (states, mask)
             self._cache = EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
-            prompts = [(model.start_id,)] * len(prompts)
+            different = [(self._model.start_id,)] * len(different)
         else:
             self._cache = DynamicCache(config=config)
-        self._ids, self._mask = pad(list(prompts), "left", model.device)
+        ids, self._mask = pad(different, "left", device)
         self._ragged = bool((self._mask == 0).any())
         self._next_position = self._mask.sum(-1)
+        hidden = self._read(ids, positions(self._mask))
+        if len(different) == len(prompts):
+            return hidden
+        self.keep(origin)
+        return hidden[origin]
 
-    def start(self) -> Float[Tensor, "batch width"]:
-        """Read the prompts."""
-        return self._read(self._ids, positions(self._mask))
-
-    def step(self, tokens: Int[Tensor, " batch"]) -> Float[Tensor, "batch width"]:
+    def step(self, tokens: Int[Tensor, " sequences"]) -> Float[Tensor, "sequences width"]:
         """Read one token of each sequence."""
         self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], dim=1)
         hidden = self._read(tokens[:, None], self._next_position[:, None])
@@ -50,8 +115,8 @@ class Stepper:
         return hidden
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        """Go on with these sequences only."""
-        self._cache.batch_select_indices(rows)
+        """Go on with these sequences only, in this order."""
+        self._cache.reorder_cache(cast(torch.LongTensor, rows))
         self._mask, self._next_position = self._mask[rows], self._next_position[rows]
         if self._encoded is not None:
             self._encoded = (self._encoded[0][rows], self._encoded[1][rows])
@@ -75,3 +140,21 @@ class Stepper:
                 use_cache=True,
             )
         return output.last_hidden_state[:, -1]
+
+
+def _different(prompts: Sequence[Ids], device: torch.device) -> tuple[list[Ids], Tensor]:
+    """Each prompt once, and which of these each prompt is."""
+    different = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    return list(different), torch.tensor([different[prompt] for prompt in prompts], device=device)
+
+
+def stepper(model: LanguageModel) -> SlotStepper | BatchStepper:
+    """Return the stepper that fits a model: with a cache of our own where its attention is plain, else with its own.
+
+    Plain means: decoder-only, every layer attends to all that came before, and masks and positions alone decide
+    what is read, as transformers says of models that take a cache of fixed size.
+    """
+    network = model.network
+    layers = [] if model.is_encoder_decoder else DynamicCache(config=network.config).layers
+    plain = bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+    return SlotStepper(model, len(layers)) if plain and network._can_compile_fullgraph else BatchStepper(model)

@@ -1,18 +1,18 @@
 """Teacher-mixed sampling: at every step the next token comes from a mixture of the teacher and the student."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from tutelage.config import Decoding
 from tutelage.data import Example
 from tutelage.models.language_model import LanguageModel
-from tutelage.rollouts.decoding import OneModel, Place, Written, decode, write_all, write_batch
+from tutelage.rollouts.decoding import OneModel, decode, evaluating, places_of
 from tutelage.rollouts.rollout import Ids, Rollout
-from tutelage.rollouts.samplers import Stateless
+from tutelage.rollouts.samplers import Stateless, several
+from tutelage.rollouts.sampling import softmax_
+from tutelage.rollouts.writing import Place, write
 
 
 class MixedPolicy:
@@ -24,7 +24,6 @@ class MixedPolicy:
     Args:
         student: q.
         teacher: p; may be on another device.
-        prompts: one prompt a sequence.
         teacher_share: α, strictly between 0 and 1.
         temperature: divides both models' logits.
         vocabulary: number of leading ids that both have; no others are written.
@@ -34,38 +33,38 @@ class MixedPolicy:
         self,
         student: LanguageModel,
         teacher: LanguageModel,
-        prompts: Sequence[Ids],
         teacher_share: float,
         temperature: float = 1.0,
         vocabulary: int | None = None,
     ) -> None:
         shared = vocabulary or min(student.head.vocabulary, teacher.head.vocabulary)
-        self._student = OneModel(student, prompts, temperature, shared)
-        self._teacher = OneModel(teacher, prompts, temperature, shared)
-        self._device, self._teacher_device = student.device, teacher.device
-        self._log_shares = math.log1p(-teacher_share), math.log(teacher_share)
+        self._student = OneModel(student, temperature, shared)
+        self._teacher = OneModel(teacher, temperature, shared)
+        self._teacher_device, self._teacher_share = teacher.device, teacher_share
 
-    def start(self) -> Tensor:
-        """Read the prompts; return log p̃ of the first token."""
-        return self._mixed(self._student.start(), self._teacher.start())
+    @property
+    def joins(self) -> bool:
+        """Whether new prompts may join sequences that are under way, which both models have to allow."""
+        return self._student.joins and self._teacher.joins
+
+    def read(self, prompts: Sequence[Ids]) -> Tensor:
+        """Read prompts; return log p̃ of their first tokens."""
+        return self._mixed(self._student.read(prompts), self._teacher.read(prompts))
 
     def step(self, tokens: Tensor) -> Tensor:
         """Read one token of each sequence; return log p̃ of the next."""
         return self._mixed(self._student.step(tokens), self._teacher.step(tokens.to(self._teacher_device)))
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these sequences only."""
+        """Go on with these sequences only, in this order."""
         self._student.keep(rows)
         self._teacher.keep(rows.to(self._teacher_device))
 
     def _mixed(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        student_logp = student_logits.log_softmax(-1)
-        teacher_logp = teacher_logits.to(self._device).log_softmax(-1)
-        log_rest, log_share = self._log_shares
-        return torch.logaddexp(student_logp + log_rest, teacher_logp + log_share)
+        student, teacher = softmax_(student_logits), softmax_(teacher_logits).to(student_logits)
+        return student.lerp_(teacher, self._teacher_share).log_()
 
 
-@torch.no_grad()
 def decode_mixed(
     student: LanguageModel,
     teacher: LanguageModel,
@@ -110,17 +109,18 @@ def decode_mixed(
             model, prompts, decoding, seed=seed, places=places, items=items, writer=writer, vocabulary=vocabulary
         )
 
-    def write(prompts: Sequence[Ids], places: Sequence[Place]) -> Written:
-        policy = MixedPolicy(student, teacher, prompts, teacher_share, decoding.temperature, vocabulary)
-        return write_batch(policy, student.stop_ids, decoding, seed, places, student.device)
-
-    were_training = [(model.network, model.network.training) for model in (student, teacher)]
-    for network, _ in were_training:
-        network.eval()
-    rollout = write_all(write, prompts, decoding, stop_ids=student.stop_ids, places=places, items=items, writer="mixed")
-    for network, was_training in were_training:
-        network.train(was_training)
-    return rollout
+    prompts, places = [tuple(prompt) for prompt in prompts], places_of(prompts, places, student)
+    with evaluating(student, teacher):
+        responses, logps = write(
+            MixedPolicy(student, teacher, teacher_share, decoding.temperature, vocabulary),
+            prompts,
+            places,
+            decoding,
+            stop_ids=student.stop_ids,
+            seed=seed,
+            device=student.device,
+        )
+    return Rollout.of(prompts, responses, writer="mixed", items=items, logps=logps)
 
 
 @dataclass(frozen=True)
@@ -138,15 +138,12 @@ class MixedSampler(Stateless):
 
     def sample(self, examples: Sequence[Example], step: int) -> Rollout:
         """Write the responses to each prompt, those to the same prompt one after the other."""
-        repeated = [(e, number) for e in examples for number in range(self.samples)]
         return decode_mixed(
             self.student,
             self.teacher,
-            [e.prompt for e, _ in repeated],
-            self.decoding,
+            decoding=self.decoding,
             teacher_share=self.teacher_share,
             seed=self.seed,
-            places=[(step, e.item, number) for e, number in repeated],
-            items=[e.item for e, _ in repeated],
             vocabulary=self.vocabulary,
+            **several(examples, step, self.samples),
         )

@@ -2,15 +2,18 @@
 
 What `sample(examples, step)` returns depends on its arguments, the seed, the current weights and, for samplers
 with a memory (a replay buffer, an adaptive share), on their `state` only; so a resumed run samples what the
-uninterrupted one would have.
+uninterrupted one would have. What a sampler remembers it replaces and never changes in place: a run that is told
+to stop while it samples saves what was before.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from tutelage.config import Decoding
 from tutelage.data import Example
+from tutelage.errors import DivergedError
 from tutelage.models.language_model import LanguageModel
 from tutelage.randomness import generator
 from tutelage.rollouts.decoding import decode
@@ -66,6 +69,21 @@ class DataSampler(Stateless):
         )
 
 
+def several(examples: Sequence[Example], step: int, samples: int) -> dict[str, Any]:
+    """Return the prompts, places and items for several responses to each row, one after the other.
+
+    >>> row = Example(7, "", (3, 4), (), (), "", "")
+    >>> several([row], step=2, samples=2)["places"]
+    [(2, 7, 0), (2, 7, 1)]
+    """
+    repeated = [(example, number) for example in examples for number in range(samples)]
+    return {
+        "prompts": [example.prompt for example, _ in repeated],
+        "places": [(step, example.item, number) for example, number in repeated],
+        "items": [example.item for example, _ in repeated],
+    }
+
+
 @dataclass(frozen=True)
 class StudentSampler(Stateless):
     """Text written by the student as it is now. No gradient goes through the writing."""
@@ -79,16 +97,12 @@ class StudentSampler(Stateless):
 
     def sample(self, examples: Sequence[Example], step: int) -> Rollout:
         """Write the responses to each prompt, those to the same prompt one after the other."""
-        repeated = [(e, number) for e in examples for number in range(self.samples)]
         return decode(
             self.student,
-            [e.prompt for e, _ in repeated],
-            self.decoding,
+            decoding=self.decoding,
             seed=self.seed,
-            places=[(step, e.item, number) for e, number in repeated],
-            items=[e.item for e, _ in repeated],
-            writer="student",
             vocabulary=self.vocabulary,
+            **several(examples, step, self.samples),
         )
 
 
@@ -96,7 +110,8 @@ class StudentSampler(Stateless):
 class TeacherSampler(Stateless):
     """Text written by the teacher: once for each prompt, kept on disk, and reused from there."""
 
-    teacher: LanguageModel
+    teacher: LanguageModel | None
+    """Who writes; may be `None` where the store is known to have the responses to all prompts."""
     decoding: Decoding
     seed: int
     store: TextStore
@@ -106,6 +121,7 @@ class TeacherSampler(Stateless):
         """Return the stored responses; have the missing ones written first."""
         missing = [e for e in examples if self.store.get(e.prompt) is None]
         if missing:
+            assert self.teacher is not None
             written = decode(
                 self.teacher,
                 [e.prompt for e in missing],
@@ -115,6 +131,7 @@ class TeacherSampler(Stateless):
                 writer="teacher",
                 vocabulary=self.vocabulary,
             )
+            _refuse_nonfinite(written, missing)
             self.store.add(written)
         return Rollout.of(
             [e.prompt for e in examples],
@@ -122,6 +139,16 @@ class TeacherSampler(Stateless):
             writer="teacher",
             items=[e.item for e in examples],
         )
+
+
+def _refuse_nonfinite(written: Rollout, examples: Sequence[Example]) -> None:
+    """Keep text off the disk that a model wrote from numbers that are not finite."""
+    for example, logps in zip(examples, written.logps or (), strict=False):
+        if not all(map(math.isfinite, logps)):
+            raise DivergedError(
+                f"the teacher's log-probabilities are not finite while it writes for {example.where}; nothing of this "
+                "text is kept. Check teacher.dtype (bfloat16 has a wider range than float16)"
+            )
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ _BLOCK = 256
 
 
 def draw(
-    logits: Float[Tensor, "batch vocabulary"], uniforms: Float[Tensor, " batch"]
+    logits: Float[Tensor, "batch vocabulary"], uniforms: Float[Tensor, " batch"], *, overwrite: bool = False
 ) -> tuple[Int[Tensor, " batch"], Float[Tensor, " batch"]]:
     """Draw one token a row by inverting the cumulative distribution, in two levels.
 
     Args:
         logits: any real numbers; −∞ excludes a token.
         uniforms: one number in [0, 1) a row, float64; the draw is a function of it.
+        overwrite: work in the memory of the logits, which are lost; fresh memory costs as much as the work.
 
     Returns:
         The tokens, and their log-probabilities in nats.
@@ -23,26 +24,43 @@ def draw(
     >>> draw(logits, torch.tensor([0.49, 0.51, 0.99], dtype=torch.float64))[0].tolist()
     [0, 1, 2]
     """
-    batch, vocabulary = logits.shape
-    probabilities = logits.float().softmax(-1)
-    blocks = torch.nn.functional.pad(probabilities, (0, -vocabulary % _BLOCK)).view(batch, -1, _BLOCK)
-    edges = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
-    place = uniforms.to(edges.device) * edges[:, -1]
-    block = torch.searchsorted(edges, place[:, None], right=True).clamp(max=edges.shape[1] - 1)
+    vocabulary, device = logits.shape[1], logits.device
+    highest = logits.amax(-1, keepdim=True)
+    weights = (logits.sub_(highest) if overwrite else logits - highest).exp_()
+    edges = _block_sums(weights).double().cumsum(-1)
+    place = uniforms.to(device)[:, None] * edges[:, -1:]
+    block = torch.searchsorted(edges, place, right=True).clamp(max=edges.shape[1] - 1)
     before = torch.where(block > 0, edges.gather(1, (block - 1).clamp(min=0)), 0.0)
-    inner = blocks.gather(1, block[..., None].expand(-1, -1, _BLOCK)).squeeze(1)
-    inner_edges = inner.to(torch.float64).cumsum(-1)
-    offset = torch.searchsorted(inner_edges, place[:, None] - before, right=True)
-    tokens = (block * _BLOCK + offset.clamp(max=_BLOCK - 1)).squeeze(1).clamp(max=vocabulary - 1)
+    ids = block * _BLOCK + torch.arange(_BLOCK, device=device)
+    inner = torch.where(ids < vocabulary, weights.gather(1, ids.clamp(max=vocabulary - 1)), 0.0)
+    offset = torch.searchsorted(inner.double().cumsum(-1), place - before, right=True).clamp(max=_BLOCK - 1)
     # Rounding at the edge of a block may point at an impossible token: take the likeliest of its block then.
-    impossible = probabilities.gather(1, tokens[:, None]).squeeze(1) == 0
-    tokens = torch.where(impossible, block.squeeze(1) * _BLOCK + inner.argmax(-1), tokens)
-    return tokens, logp_of(logits, tokens)
+    offset = torch.where(inner.gather(1, offset) == 0, inner.argmax(-1, keepdim=True), offset)
+    logp = inner.gather(1, offset).double().log() - edges[:, -1:].log()
+    return ids.gather(1, offset).squeeze(1), logp.squeeze(1).to(logits.dtype)
+
+
+def _block_sums(weights: Tensor) -> Tensor:
+    """Sums of so many neighbours; the last block may be shorter."""
+    whole = weights.shape[1] // _BLOCK * _BLOCK
+    sums = weights[:, :whole].unflatten(-1, (-1, _BLOCK)).sum(-1)
+    rest = weights[:, whole:].sum(-1, keepdim=True)
+    return sums if whole == weights.shape[1] else torch.cat([sums, rest], dim=1)
+
+
+def softmax_(logits: Float[Tensor, "batch vocabulary"]) -> Float[Tensor, "batch vocabulary"]:
+    """Turn logits into probabilities, in the memory of the logits.
+
+    >>> softmax_(torch.tensor([[2.0, 2.0]])).tolist()
+    [[0.5, 0.5]]
+    """
+    weights = logits.sub_(logits.amax(-1, keepdim=True)).exp_()
+    return weights.div_(weights.sum(-1, keepdim=True))
 
 
 def logp_of(logits: Float[Tensor, "batch vocabulary"], tokens: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
     """Return the log-probability of one token a row, in nats."""
-    logits = logits.float()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(-1)
 
 
