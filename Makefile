@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MARKER := .venv/.installed
 
-.PHONY: help setup demo demo-teacher test test-slow test-real-model check format bench docs clean
+.PHONY: help setup demo demo-teacher test test-slow test-faults soak test-real-model check format bench docs clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -29,6 +29,12 @@ test: $(MARKER)  ## Run the tests
 test-slow: $(MARKER)  ## Run the long tests
 	$(BIN)/python -m pytest -q -m slow
 
+test-faults: $(MARKER)  ## Kill, cut, damage and fill up runs, and see that none is lost (at most 8 minutes on two cores)
+	$(BIN)/python -m pytest -q tests/faults -m "not fault_soak"
+
+soak: $(MARKER)  ## Kill 300 runs over the families of methods, and print what it cost
+	$(BIN)/python -m pytest -q -s tests/faults -m fault_soak
+
 test-real-model: $(MARKER)  ## Run the tests that need a pretrained model (TUTELAGE_MODELS names the folder)
 	$(BIN)/python -m pytest -q -m real_model
 
@@ -40,9 +46,15 @@ check: $(MARKER)  ## Lint and check types
 docs: $(MARKER)  ## Check that the documentation is true: its code runs, its commands parse, its links resolve
 	$(BIN)/python -m pytest -q tests/docs tests/examples
 
-bench: $(MARKER)  ## Measure the vocabulary engine and sampling against their peers (about 10 minutes)
+bench: $(MARKER)  ## Run every benchmark in turn, beside its peers (results: benchmarks/RESULTS.md)
 	$(BIN)/python benchmarks/divergence.py
+	$(BIN)/python benchmarks/divergence.py --dtype bfloat16
+	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/sampling.py
+	$(BIN)/python benchmarks/on_policy_step.py
+	$(BIN)/python benchmarks/on_policy_step.py --divergence "jsd(0.5)"
+	$(BIN)/python benchmarks/static_data.py
+	$(BIN)/python benchmarks/startup.py
 
 format: $(MARKER)  ## Format and sort imports
 	$(BIN)/ruff check --fix .

@@ -1,28 +1,38 @@
 """The loop. It is blind to the method: sample, count, go backward, step, look, save.
 
 Every random draw depends on the seed and the step alone (`tutelage.randomness`), so a resumed run needs
-nothing but weights, optimiser state and the number of steps done.
+nothing but weights, optimiser state and the number of steps done. A step or an evaluation that a signal cuts short
+is therefore thrown away, the run saved as of its last finished step, and what was thrown away done again later.
 """
 
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from tutelage.evaluation.evaluate import evaluate
+from tutelage.data import Examples
+from tutelage.errors import DivergedError, DoesNotFitError, InputError
+from tutelage.evaluation.evaluate import Result, evaluate
 from tutelage.randomness import generator
 from tutelage.rollouts.rollout import Rollout
-from tutelage.training.checkpoint import Checkpoint, save_checkpoint
+from tutelage.training.bad_batches import BadBatches
+from tutelage.training.checkpoint import Checkpoint, Contents, save_checkpoint, set_aside, steps_kept, tidy
 from tutelage.training.collections import Collections
+from tutelage.training.disk import checkpoint_bytes
+from tutelage.training.health import Watch
+from tutelage.training.keeping import best_step, check_rule
+from tutelage.training.nonfinite import StepRefused
 from tutelage.training.optimizer import learning_rate, load_state_tensors, state_tensors
+from tutelage.training.out_of_memory import Sizes, mode_kept
 from tutelage.training.progress import Display
 from tutelage.training.setup import Setup
-from tutelage.training.signals import StopRequest
+from tutelage.training.signals import Abandoned, StopRequest
 from tutelage.training.tracking import JsonLines, trackers
 from tutelage.training.update import Updater
 
@@ -33,69 +43,149 @@ class Loop:
     Args:
         setup: models, text and recipe.
         display: shows what happens.
-        stop: asked at every step whether the run has been told to stop.
+        stop: told what may be abandoned when the run is to stop.
         checkpoint: where to go on from.
+        identity: what the run depends on, for its checkpoints.
+        reset_optimizer: leave the optimisers' state in the checkpoint and begin with a fresh one.
     """
 
-    def __init__(self, setup: Setup, display: Display, stop: StopRequest, checkpoint: Checkpoint | None = None) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        display: Display,
+        stop: StopRequest,
+        checkpoint: Checkpoint | None = None,
+        *,
+        identity: Mapping[str, Any] | None = None,
+        reset_optimizer: bool = False,
+    ) -> None:
         self._setup, self._display, self._stop = setup, display, stop
         self._train = setup.recipe.train
-        self._updater = Updater(setup)
-        self._collections = Collections(setup, self._updater.own)
-        self._done = 0
+        self._sizes = Sizes(setup, display.note)
+        self._updater = Updater(setup, self._sizes.micro_batch)
+        self._bad_batches, self._watch = BadBatches(setup, display.note), Watch(setup)
+        self._collections = Collections(setup, self._updater.own, self._sizes)
+        self._identity = identity
+        self._checkpoints = setup.folder / "checkpoints"
+        self._done = self._saved = 0
+        self._whole = True  # false while an update, the writing down of results, or a save is half done
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._evaluations: list[dict[str, Any]] = []
+        lines: Mapping[str, int] = {}
         if checkpoint is not None:
-            self._restore(checkpoint)
-        self._trackers = trackers(setup.folder, self._train.trackers, self._done)
-        self._samples = JsonLines(setup.folder / "samples.jsonl", self._done)
+            self._restore(checkpoint, reset_optimizer)
+            lines = checkpoint.state["lines"]
+        self._metrics = JsonLines(setup.folder / "metrics.jsonl", lines.get("metrics.jsonl", 0))
+        self._samples = JsonLines(setup.folder / "samples.jsonl", lines.get("samples.jsonl", 0))
+        self._trackers = [self._metrics, *trackers(setup.folder, self._train.trackers, self._done, display.note)]
+        tidy(self._checkpoints)
+        set_aside(self._checkpoints, after=self._done)
 
     def run(self) -> list[dict[str, Any]]:
         """Train to the last step; return the evaluations, the first one of the untrained student.
 
         Raises:
             DivergedError: a loss or gradient was not finite.
-            Stopped: the run was told to stop, and has saved.
+            InputError: `train.keep_best` names no metric of the evaluation.
+            Stopped: the run was told to stop, or a file or a disk failed it; it has saved.
         """
-        if self._done == 0:
-            self._evaluate()
+        try:
+            self._go_on()
+        except Abandoned:
+            self._leave("")
+        except OSError as error:
+            self._leave(f"{error}; ")
+        except (DivergedError, InputError):
+            self._keep_last_good()
+            raise
+        finally:
+            for tracker in (*self._trackers, self._samples):
+                tracker.close()
+        return self._evaluations
+
+    def _go_on(self) -> None:
+        self._evaluate_if_due()
         while self._done < self._setup.steps:
-            metrics = self._step(self._done)
+            metrics = self.step(self._done)
+            self._whole = False
             self._done += 1
             if self._done % self._train.log_every == 0 or self._done == self._setup.steps:
                 self._log(metrics)
+            self._whole = True
             self._display.step(self._done, metrics)
-            self._look_and_save()
-        for tracker in (*self._trackers, self._samples):
-            tracker.close()
-        return self._evaluations
+            self._heed_alarms()
+            self._evaluate_if_due()
+            self._save_if_due()
 
-    def _look_and_save(self) -> None:
-        last = self._done == self._setup.steps
-        every, save_every = self._setup.recipe.evaluation.every, self._train.save_every
-        if last or (every and self._done % every == 0):
+    def _heed_alarms(self) -> None:
+        for text in self._watch.news:
+            self._display.note(f"alarm: {text}")
+        if self._watch.news and self._train.alarms == "stop" and self._done < self._setup.steps:
+            raise DivergedError(
+                f"stopped by an alarm at step {self._done}: {self._watch.news[0]}. The step is saved, and the same "
+                "command goes on from it until the alarm gets worse; docs/health.md says more"
+            )
+
+    def _evaluate_if_due(self) -> None:
+        every, done = self._setup.recipe.evaluation.every, self._done
+        due = done in (0, self._setup.steps) or (every and done % every == 0)
+        if due and all(evaluation["step"] != done for evaluation in self._evaluations):
             self._evaluate()
-        stopping = self._stop.requested and not last
-        if last or stopping or (save_every and self._done % save_every == 0):
-            self._save()
-        if stopping:
-            self._stop.leave(f"saved at step {self._done} of {self._setup.steps}; the same command goes on from here")
 
-    def _step(self, step: int) -> dict[str, Any]:
-        """Make one optimiser step; return its metrics."""
+    def _save_if_due(self) -> None:
+        every = self._train.save_every
+        if self._done == self._setup.steps or (every and self._done % every == 0):
+            self._save()
+
+    def _keep_last_good(self) -> None:
+        """Save as of the last finished step, unless that is done or something is half done."""
+        if self._whole and self._done > self._saved:
+            self._save()
+
+    def _leave(self, cause: str) -> NoReturn:
+        """Save what is finished, and leave."""
+        self._keep_last_good()
+        if self._done == 0:
+            self._stop.leave(f"{cause}stopped before the first step; nothing is lost: the same command begins again")
+        if self._saved == 0:
+            self._stop.leave(f"{cause}nothing was saved yet; the same command begins again")
+        self._stop.leave(
+            f"{cause}saved at step {self._saved} of {self._setup.steps}; the same command goes on from here"
+        )
+
+    def step(self, step: int) -> dict[str, Any]:
+        """Make one optimiser step (counted from 0): sample, update; return its metrics. `run` makes them all."""
         torch.manual_seed(int(generator(self._setup.recipe.seed, "dropout", step).integers(2**62)))
         self._seconds.clear()
         teacher = self._setup.teacher
-        with self._timed("sampling"), self._updater.autocast():
+        with self._timed("sampling"), self._updater.autocast(), self._stop.abandonable():
             rollout = self._collections.batch(step)
         before = teacher.seconds if teacher else 0.0
-        with self._timed("update"):
-            sums = self._updater.step(rollout, step)
+        with self._timed("update"), self._stop.abandonable():
+            sums = self._update(rollout, step)
         self._seconds["teacher"] = (teacher.seconds if teacher else 0.0) - before
         self._seconds["update"] -= self._seconds["teacher"]
-        return self._metrics(rollout, sums, step)
+        metrics = self._metrics_of(rollout, sums, step)
+        with self._updater.autocast():
+            return metrics | self._watch.look(rollout, metrics, step)
 
-    def _metrics(self, rollout: Rollout, sums: Mapping[str, float], step: int) -> dict[str, Any]:
+    def _update(self, rollout: Rollout, step: int) -> Mapping[str, float]:
+        try:
+            return self._updater.step(rollout, step, self._commit)
+        except (StepRefused, DoesNotFitError) as error:
+            self._whole = True  # whatever was applied of the step is undone
+            if isinstance(error, DoesNotFitError):
+                raise
+            self._stop.commit()
+            return self._bad_batches.take(error, rollout, step)
+
+    def _commit(self) -> None:
+        """The update is about to change weights: from here on the step is finished, whatever comes."""
+        if self._whole:  # the first of the step's phases
+            self._stop.commit()
+            self._whole = False
+
+    def _metrics_of(self, rollout: Rollout, sums: Mapping[str, float], step: int) -> dict[str, Any]:
         rollout = rollout.select([row for row, writer in enumerate(rollout.writers) if writer != "text"])
         positions = rollout.positions
         inner_epochs = self._setup.recipe.method.plan.inner_epochs
@@ -111,6 +201,7 @@ class Loop:
         return {
             **plain,
             **means,
+            **self._bad_batches.metrics(),
             "learning_rate": learning_rate(self._train, step, self._setup.steps),
             "epoch": self._setup.order.epoch(step + 1, self._train.batch_size) / inner_epochs,
             "tokens": positions,
@@ -124,66 +215,96 @@ class Loop:
         validation = self._setup.texts.validation
         if validation is None:
             return
-        with self._timed("evaluation"), self._updater.autocast():
-            result = evaluate(
+        with self._timed("evaluation"), self._updater.autocast(), self._stop.abandonable():
+            result = self._sizes.evaluation.fitting(
+                lambda size: self._evaluated(validation, size), largest=len(validation), least=1
+            )
+        metrics = {name: measurement.as_dict() for name, measurement in result.metrics.items()}
+        check_rule(self._train.keep_best, metrics)
+        self._whole = False
+        self._evaluations.append({"step": self._done, "metrics": metrics})
+        self._log({"evaluation": metrics})
+        self._collections.observe({name: m.value for name, m in result.metrics.items()})
+        self._display.evaluation(self._done, result.metrics)
+        for sample in result.samples:
+            self._samples.log(self._done, sample)
+        self._whole = True
+
+    def _evaluated(self, validation: Examples, batch_size: int) -> Result:
+        config = self._setup.recipe.evaluation
+        decoding = replace(config.decoding, batch_size=batch_size)
+        tokens = self._sizes.micro_batch.value * batch_size // config.decoding.batch_size
+        with mode_kept(self._setup.student.network):
+            return evaluate(
                 self._setup.student,
                 self._setup.teacher,
                 validation.kept,
-                self._setup.recipe.evaluation,
+                replace(config, decoding=decoding),
                 self._setup.tokenizer,
-                micro_batch_tokens=self._train.micro_batch_tokens,
+                micro_batch_tokens=tokens,
                 seed=self._setup.recipe.seed,
                 vocabulary=self._setup.vocabulary,
                 critics=self._updater.own,
                 on_progress=self._display.busy,
             )
-        metrics = {name: measurement.as_dict() for name, measurement in result.metrics.items()}
-        self._evaluations.append({"step": self._done, "metrics": metrics})
-        self._log({"evaluation": metrics})
-        self._collections.sampler.observe({name: m.value for name, m in result.metrics.items()})
-        self._display.evaluation(self._done, result.metrics)
-        for sample in result.samples:
-            self._samples.log(self._done, sample)
 
     def _log(self, metrics: Mapping[str, Any]) -> None:
         for tracker in self._trackers:
             tracker.log(self._done, metrics)
 
     def _save(self) -> None:
+        if self._saved == self._done:
+            return
         self._display.busy("saving", 0, 1)
-        tensors = {
+        optimizer = {
             f"{name}/{key}": tensor
             for name, module in self._updater.modules.items()
             for key, tensor in state_tensors(module, self._updater.optimizers[name]).items()
         }
-        for name, module in self._updater.own.items():
-            tensors |= {f"own/{name}/{key}": tensor for key, tensor in module.state_dict().items()}
+        own = {f"{n}/{key}": tensor for n, m in self._updater.own.items() for key, tensor in m.state_dict().items()}
         state = {
             "step": self._done,
             "steps": self._setup.steps,
-            "data": self._setup.texts.fingerprint,
+            "identity": self._identity,
             "evaluations": self._evaluations,
-            "sampler": self._collections.sampler.state(),
-            "collection": self._collections.state(self._done),
+            "lines": {"metrics.jsonl": self._metrics.bytes(), "samples.jsonl": self._samples.bytes()},
+            **self._collections.state(self._done),
+            "sizes": self._sizes.state(),
+            "skipped": self._bad_batches.skipped,
+            "health": self._watch.state(),
         }
-        folder = self._setup.folder / "checkpoints"
-        save_checkpoint(folder, self._done, self.write_model, tensors, state, self._train.keep_checkpoints)
+        size = checkpoint_bytes(self._setup.student.model)
+        best = best_step(self._train.keep_best, self._evaluations, [*steps_kept(self._checkpoints), self._done])
+        self._whole = False
+        contents = Contents(self.write_model, optimizer, own, state, size)
+        save_checkpoint(self._checkpoints, self._done, contents, self._train.keep_checkpoints, best)
+        self._whole, self._saved = True, self._done
 
     def write_model(self, folder: Path) -> None:
         """Write the student as a Hugging Face folder that `from_pretrained` loads."""
         self._setup.student.model.save_pretrained(folder)
         self._setup.tokenizer.save_pretrained(folder)
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        tensors, state = checkpoint.tensors(), checkpoint.state
-        for name, module in self._updater.modules.items():
-            load_state_tensors(module, self._updater.optimizers[name], _under(f"{name}/", tensors))
+    def _restore(self, checkpoint: Checkpoint, reset_optimizer: bool) -> None:
+        state, own = checkpoint.state, checkpoint.modules()
+        if not reset_optimizer:
+            tensors = checkpoint.optimizer()
+            for name, module in self._updater.modules.items():
+                load_state_tensors(module, self._updater.optimizers[name], _under(f"{name}/", tensors))
         for name, module in self._updater.own.items():
-            module.load_state_dict(_under(f"own/{name}/", tensors))
-        self._done = checkpoint.step
+            try:
+                module.load_state_dict(_under(f"{name}/", own))
+            except RuntimeError as error:  # torch's, of names or shapes
+                raise InputError(
+                    f"the {name} of {checkpoint.folder} does not fit this recipe ({error}); undo what was allowed to "
+                    "change, or name another output"
+                ) from error
+        self._done = self._saved = checkpoint.step
         self._evaluations = state["evaluations"]
-        self._collections.sampler.restore(state["sampler"])
-        self._collections.restore(state["collection"])
+        self._collections.restore(state)
+        self._sizes.restore(state["sizes"])
+        self._bad_batches.skipped = state["skipped"]
+        self._watch.restore(state["health"])
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

@@ -3,25 +3,36 @@
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from tutelage.errors import InputError
+from tutelage.errors import InputError, Stopped
 from tutelage.recipe import Recipe, dump_recipe, parse_yaml
+from tutelage.redaction import redacted
+from tutelage.sealing import write_whole
 from tutelage.training.checkpoint import Checkpoint, newest_checkpoint
+from tutelage.training.disk import is_full, model_bytes, no_space
+from tutelage.training.export import is_exported, name_export, write_export
+from tutelage.training.identity import changed_keys, check_parts, identity_of
+from tutelage.training.lock import only_writer
 from tutelage.training.loop import Loop
 from tutelage.training.progress import display
 from tutelage.training.setup import Setup, prepare
-from tutelage.training.signals import StopRequest
+from tutelage.training.signals import Abandoned, StopRequest, listening
 
-CHANGEABLE = ("train.steps", "train.epochs", "train.save_every", "train.log_every", "train.keep_checkpoints",
-              "train.trackers", "train.micro_batch_tokens", "evaluation", "output")  # fmt: skip
-"""Keys that may differ when a run is resumed: they do not change what is learnt at a step."""
+
+@dataclass(frozen=True)
+class Resuming:
+    """How a run goes on with what its folder holds; `train` says what each means."""
+
+    resume: Literal["auto", "never"]
+    allow_change: Collection[str]
+    reset_optimizer: bool
+    verify: bool
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,9 @@ def train(
     recipe: Recipe,
     *,
     resume: Literal["auto", "never"] = "auto",
+    allow_change: Collection[str] = (),
+    reset_optimizer: bool = False,
+    verify: bool = True,
     title: str | None = None,
     report: Callable[[str], None] = print,
 ) -> Run:
@@ -49,12 +63,16 @@ def train(
 
     Writes into the folder `recipe.output`: `config.yaml` (runs again as it is), `environment.json`,
     `metrics.jsonl`, `samples.jsonl`, `evaluation.json`, `checkpoints/` and `model/`, a plain Hugging Face
-    folder.
+    folder. SIGTERM, SIGINT and SIGUSR1 have it save and leave.
 
     Args:
         recipe: what to run, from `load_recipe` or `recipe_of`.
         resume: `auto` goes on from the newest good checkpoint in the folder; `never` refuses a folder that
             holds a run.
+        allow_change: keys and sections of the recipe that may differ from those that the run began with, such as
+            `train.learning_rate`; `data`, `tokenizer`, `chat_template` and `teacher` let these differ in themselves.
+        reset_optimizer: begin with a fresh optimiser; a checkpoint without its state will do.
+        verify: compare the checksums of a checkpoint's files, not their sizes alone.
         title: shown beside the progress bar; the method's name by default.
         report: told in one line each what is loaded and done.
 
@@ -62,95 +80,131 @@ def train(
         The finished run.
 
     Raises:
-        InputError: recipe, data or models are wrong, or the folder holds another recipe's run.
+        InputError: recipe, data or models are wrong, the folder holds another recipe's run or one that is going on,
+            or the disk is too small.
+        CheckpointError: the folder has checkpoints, and none is good.
         DivergedError: a loss or gradient was not finite.
         Stopped: a signal asked for it; the run has saved and can be resumed.
     """
+    resuming = Resuming(resume, allow_change, reset_optimizer, verify)
     folder = Path(recipe.output)
-    checkpoint = _resumable(recipe, folder, resume, report)
+    with listening() as stop, only_writer(folder):
+        try:
+            with stop.abandonable():
+                begun = _begin(recipe, resuming, report)
+        except Abandoned:
+            stop.leave("stopped before the first step; nothing is lost: the same command begins again")
+        if isinstance(begun, Run):
+            return begun
+        setup, identity, checkpoint = begun
+        _describe(setup, identity)
+        done = 0 if checkpoint is None else checkpoint.step
+        with display(title or recipe.method.name, setup.steps, done) as shown:
+            # Not bound to a name: what the optimisers hold makes room for the model that is loaded in the end.
+            evaluations = Loop(setup, shown, stop, checkpoint, identity=identity, reset_optimizer=reset_optimizer).run()
+        return _finish(setup, evaluations, stop)
+
+
+Begun = tuple[Setup, dict[str, Any], Checkpoint | None]
+
+
+def _begin(recipe: Recipe, resuming: Resuming, report: Callable[[str], None]) -> Begun | Run:
+    """Read and load everything; or find the run finished."""
+    folder = Path(recipe.output)
+    checkpoint = _resumable(recipe, folder, resuming, report)
     finished = _finished(recipe, folder, checkpoint)
     if finished is not None:
         report(f"{folder} is finished already; its model is in {finished.model}")
         return finished
     setup = prepare(recipe, report, None if checkpoint is None else checkpoint.folder)
-    if checkpoint is not None and checkpoint.state["data"] != setup.texts.fingerprint:
-        raise InputError(
-            f"the training rows in {recipe.data.train} are not those that {folder} began with; name another output, "
-            "or put the rows back"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    _describe(setup)
+    identity = identity_of(setup)
     if checkpoint is not None:
+        for note in check_parts(identity, checkpoint.state["identity"], setup, resuming.allow_change):
+            report(f"note: {note}")
         report(f"resuming from step {checkpoint.step}")
-    done = 0 if checkpoint is None else checkpoint.step
-    with StopRequest() as stop, display(title or recipe.method.name, setup.steps, done) as shown:
-        loop = Loop(setup, shown, stop, checkpoint)
-        evaluations = loop.run()
-    (folder / "evaluation.json").write_text(json.dumps(evaluations, indent=1), encoding="utf-8")
-    loop.write_model(folder / "model")
-    return Run(folder, evaluations)
+    return setup, identity, checkpoint
 
 
-def _resumable(recipe: Recipe, folder: Path, resume: str, report: Callable[[str], None]) -> Checkpoint | None:
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"output: {folder} is a file; name a folder")
-    if not (folder / "config.yaml").exists():
+def _finish(setup: Setup, evaluations: list[dict[str, Any]], stop: StopRequest) -> Run:
+    """Leave the evaluations and the model behind; the run is finished when both have their names."""
+    try:
+        with stop.abandonable():
+            staging = write_export(setup, setup.steps)
+    except Abandoned:
+        stop.leave(f"all {setup.steps} steps are done and saved; the same command writes the model")
+    except Exception as error:
+        if not is_full(error):
+            raise
+        raise Stopped(
+            f"{no_space(setup.folder, model_bytes(setup.student.model))}; all {setup.steps} steps are done and saved; "
+            "free some space, and the same command writes the model"
+        ) from error
+    text = json.dumps(evaluations, indent=1)
+    write_whole(setup.folder / "evaluation.json", lambda path: path.write_text(text, encoding="utf-8"))
+    name_export(staging)
+    return Run(setup.folder, evaluations)
+
+
+def _resumable(recipe: Recipe, folder: Path, resuming: Resuming, report: Callable[[str], None]) -> Checkpoint | None:
+    """Find the checkpoint to go on from, after comparing the recipe with the one that it was made with."""
+    stored = folder / "config.yaml"
+    if not stored.exists():
         return None
-    if resume == "never":
+    if resuming.resume == "never":
         raise InputError(
             f"{folder} holds a run already; name another output, or leave out --resume never to go on with it"
         )
-    changes = changed_keys(recipe, folder / "config.yaml")
+    checkpoint = newest_checkpoint(
+        folder / "checkpoints", report, verify=resuming.verify, reset_optimizer=resuming.reset_optimizer
+    )
+    if checkpoint is None:
+        before = parse_yaml(stored.read_text(encoding="utf-8"), str(stored))
+    else:
+        before = checkpoint.state["identity"]["recipe"]
+    changes = changed_keys(recipe, before, resuming.allow_change)
     if changes:
+        keys = ",".join(change.partition(":")[0] for change in changes)
         raise InputError(
-            f"{folder} holds a run of another recipe ({'; '.join(changes)}); name another output, or undo the changes"
+            f"{folder} holds a run of another recipe ({'; '.join(changes)}); name another output, undo the changes, "
+            f"or go on all the same with --allow-change {keys}"
         )
-    return newest_checkpoint(folder / "checkpoints", report)
+    return checkpoint
 
 
 def _finished(recipe: Recipe, folder: Path, checkpoint: Checkpoint | None) -> Run | None:
     if checkpoint is None:
         return None
-    stored = parse_yaml((folder / "config.yaml").read_text(encoding="utf-8"), str(folder / "config.yaml"))["train"]
-    same_epochs = recipe.train.epochs is not None and stored["epochs"] == recipe.train.epochs
+    same_epochs = recipe.train.epochs is not None and (
+        checkpoint.state["identity"]["recipe"]["train"]["epochs"] == recipe.train.epochs
+    )
     wanted = checkpoint.state["steps"] if same_epochs else recipe.train.steps
     if wanted is None or checkpoint.step < wanted:
         return None
-    if not (folder / "evaluation.json").exists() or not (folder / "model" / "config.json").exists():
+    evaluations = _evaluations(folder / "evaluation.json")
+    if evaluations is None or not is_exported(folder / "model", checkpoint.step):
         return None
-    return Run(folder, checkpoint.state["evaluations"])
+    return Run(folder, evaluations)
 
 
-def changed_keys(recipe: Recipe, stored: Path) -> list[str]:
-    """Say which keys differ from a stored recipe, beyond those that may: `train.learning_rate: 0.1 → 0.2`."""
-    before = _flat(parse_yaml(stored.read_text(encoding="utf-8"), str(stored)))
-    after = _flat(parse_yaml(dump_recipe(recipe), "recipe"))
-    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    kept = [key for key in keys if not any(key == free or key.startswith(f"{free}.") for free in CHANGEABLE)]
-    return [f"{key}: {before.get(key)} → {after.get(key)}" for key in kept]
+def _evaluations(path: Path) -> list[dict[str, Any]] | None:
+    """What a finished run left behind; `None` where it is missing or damaged, and is written anew."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, list) and all(isinstance(entry, dict) for entry in found) else None
 
 
-def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in mapping.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _describe(setup: Setup) -> None:
+def _describe(setup: Setup, identity: dict[str, Any]) -> None:
     """Write down what the run is and what it runs on."""
-    (setup.folder / "config.yaml").write_text(dump_recipe(setup.recipe), encoding="utf-8")
-    packages = {name: version(name) for name in ("tutelage", "torch", "transformers", "tokenizers", "numpy")}
     environment = {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": str(setup.student.device),
-        "packages": packages,
-        "data": setup.texts.fingerprint,
+        **{name: part for name, part in identity.items() if name != "recipe"},
     }
-    (setup.folder / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
+    texts = {"config.yaml": dump_recipe(setup.recipe), "environment.json": json.dumps(redacted(environment), indent=1)}
+    for name, text in texts.items():
+        write_whole(setup.folder / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))

@@ -2,36 +2,33 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tutelage.config import Model
-from tutelage.data import Examples, Order, encode, fingerprint, plain_rows, read_rows
+from tutelage.config import Decoding, Model
+from tutelage.data import Examples, Order
 from tutelage.errors import InputError
+from tutelage.evaluation.generated import answer_reader
+from tutelage.models.cached_teacher import CachedTeacher, TopKTeacher
 from tutelage.models.language_model import LanguageModel
-from tutelage.models.loading import load_model, load_tokenizer, stop_ids
+from tutelage.models.loading import device_of, load_model, load_tokenizer, stop_ids
+from tutelage.models.pairing import pair_notes, positions, same_weights_note, stop_note
+from tutelage.models.skeleton import load_skeleton
 from tutelage.models.teachers import LocalTeacher
 from tutelage.models.vocabulary import shared_vocabulary
 from tutelage.recipe import Recipe
 from tutelage.rollouts.mixed import MixedSampler
 from tutelage.rollouts.rollout import Rollout
 from tutelage.rollouts.samplers import DataSampler, FreshTeacherSampler, Sources, StudentSampler, TeacherSampler
-from tutelage.rollouts.store import TextStore
+from tutelage.training.disk import check_room
 from tutelage.training.dropout import without_dropout
-
-
-@dataclass(frozen=True)
-class Texts:
-    """The rows of a run as ids."""
-
-    train: Examples
-    validation: Examples | None
-    fingerprint: str
-    """Of the training rows as read."""
-    plain: tuple[tuple[int, ...], ...] = ()
-    """Rows of `data.text`."""
+from tutelage.training.fixed_text import check_cache, teacher_text
+from tutelage.training.teacher_cache import cached_teacher
+from tutelage.training.texts import Reader, Texts, describe_counts, read, read_texts
+from tutelage.training.tracking import check_installed
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class Setup:
     folder: Path
     tokenizer: PreTrainedTokenizerBase
     student: LanguageModel
-    teacher: LocalTeacher | None
+    teacher: LocalTeacher | CachedTeacher | TopKTeacher | None
     vocabulary: int | None
     """Leading ids on which student and teacher are compared; `None` without a teacher."""
     texts: Texts
@@ -55,35 +52,36 @@ class Setup:
         chosen = [self.texts.plain[row] for row in order.batch(step, rows)]
         return Rollout.of([row[:1] for row in chosen], [row[1:] for row in chosen], writer="text")
 
-    def sources(self) -> Sources:
-        """The samplers that the method may choose from."""
+    def sources(self, largest_batch: int | None = None) -> Sources:
+        """The samplers that the method may choose from, where memory is short with smaller batches than asked for."""
         seed, vocabulary = self.recipe.seed, self.vocabulary
+
+        def fitting(decoding: Decoding) -> Decoding:
+            size = min(decoding.batch_size, largest_batch or decoding.batch_size)
+            return replace(decoding, batch_size=size)
 
         def by_teacher(decoding) -> TeacherSampler:
             assert self.teacher is not None
-            assert self.recipe.teacher is not None
-            store = TextStore(
-                self.folder / "teacher_text.jsonl",
-                {
-                    "teacher": self.recipe.teacher.model,
-                    "decoding": vars(decoding) | {"batch_size": 0},
-                    "seed": seed,
-                },
-            )
-            return TeacherSampler(self.teacher.model, decoding, seed, store, vocabulary)
+            store = teacher_text(self.recipe, decoding)
+            return TeacherSampler(self.teacher.model, fitting(decoding), seed, store, vocabulary)
 
         def by_teacher_anew(decoding) -> FreshTeacherSampler:
             assert self.teacher is not None
-            return FreshTeacherSampler(self.teacher.model, decoding, seed, vocabulary)
+            assert self.teacher.model is not None
+            return FreshTeacherSampler(self.teacher.model, fitting(decoding), seed, vocabulary)
 
         def by_both(decoding, teacher_share: float, samples: int = 1) -> MixedSampler:
             assert self.teacher is not None
             teacher = self.teacher.model
-            return MixedSampler(self.student, teacher, teacher_share, decoding, seed, vocabulary, samples)
+            assert teacher is not None
+            return MixedSampler(self.student, teacher, teacher_share, fitting(decoding), seed, vocabulary, samples)
+
+        def by_student(decoding, samples: int = 1) -> StudentSampler:
+            return StudentSampler(self.student, fitting(decoding), seed, vocabulary, samples)
 
         return Sources(
             data=lambda: _data_sampler(self.recipe, self.texts.train),
-            student=lambda decoding, samples=1: StudentSampler(self.student, decoding, seed, vocabulary, samples),
+            student=by_student,
             teacher=by_teacher,
             seed=seed,
             steps=self.steps,
@@ -148,38 +146,6 @@ def student_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     return load_tokenizer(recipe.teacher, "teacher")
 
 
-def read_texts(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, stops: tuple[int, ...], encoder_decoder: bool
-) -> Texts:
-    """Read and encode the recipe's rows."""
-    data = recipe.data
-
-    def encoded(rows) -> Examples:
-        return encode(
-            rows,
-            tokenizer,
-            template=data.template,
-            max_prompt_tokens=data.max_prompt_tokens,
-            max_tokens=data.max_tokens,
-            stop_ids=frozenset(stops),
-            encoder_decoder=encoder_decoder,
-        )
-
-    train = read_rows(data.train, columns=data.columns, roles=data.roles, limit=data.limit)
-    validation = None
-    if data.validation is not None:
-        validation = encoded(
-            read_rows(data.validation, columns=data.columns, roles=data.roles, limit=data.validation_limit)
-        )
-    if validation is not None and not all(example.response for example in validation):
-        raise InputError(
-            f"{data.validation} has prompts only, but every metric needs a reference; add completions to the "
-            "validation rows, or leave data.validation out"
-        )
-    plain = () if data.text is None else plain_rows(data.text, tokenizer, data.text_tokens)
-    return Texts(encoded(train), validation, fingerprint(train), plain)
-
-
 def prepare(recipe: Recipe, report: Callable[[str], None], resume_from: Path | None = None) -> Setup:
     """Load everything a run works with.
 
@@ -191,26 +157,64 @@ def prepare(recipe: Recipe, report: Callable[[str], None], resume_from: Path | N
     Raises:
         InputError: a model, a tokenizer or the data are not as they should be.
     """
+    for check in first_checks(recipe):
+        check()
+    rows = read(recipe)
     tokenizer = student_tokenizer(recipe)
-    teacher_model = None
-    if needs_teacher(recipe):
-        assert recipe.teacher is not None
-        teacher_model = load_model(recipe.teacher, "teacher", seed=recipe.seed)
+    check_room(recipe, tokenizer)
+    teacher_model = _teacher_model(recipe)
     student_spec = recipe.student
     if resume_from is not None:
         student_spec = model_of_checkpoint(recipe, resume_from)
     student_model = load_model(student_spec, "student", seed=recipe.seed, tokenizer=tokenizer, teacher=teacher_model)
     student = LanguageModel(student_model, stop_ids(student_model, tokenizer))
-    teacher, vocabulary = _teacher(recipe, teacher_model, student, tokenizer, report)
-    texts = read_texts(recipe, tokenizer, student.stop_ids, student.is_encoder_decoder)
+    reader = Reader(tokenizer, student.stop_ids, student.is_encoder_decoder, positions(student_model, teacher_model))
+    texts = read_texts(recipe, reader, rows)
     report(f"student: {_size(student_model)}" + (f" · teacher: {_size(teacher_model)}" if teacher_model else ""))
     report(f"data: {describe_counts('training', texts.train)}")
     if texts.validation is not None:
         report(f"data: {describe_counts('validation', texts.validation)}")
+    for note in [*model_notes(recipe, student_model, teacher_model, tokenizer), *texts.notes]:
+        report(f"note: {note}")
+    check_text(recipe, texts.train)
+    teacher, vocabulary = _teacher(recipe, teacher_model, student, tokenizer, texts, report)
     _ready_for_training(recipe, student_model)
     order = Order(rows=len(texts.train), seed=recipe.seed)
     steps = total_steps(recipe, len(texts.train))
     return Setup(recipe, Path(recipe.output), tokenizer, student, teacher, vocabulary, texts, order, steps)
+
+
+def first_checks(recipe: Recipe) -> list[Callable[[], object]]:
+    """What needs nothing to be loaded: each check raises `InputError` where the recipe cannot run on this machine."""
+    models = {"student": recipe.student} | ({} if recipe.teacher is None else {"teacher": recipe.teacher})
+    return [
+        partial(check_cache, recipe),
+        partial(answer_reader, recipe.evaluation.answer),
+        partial(check_installed, recipe.train.trackers),
+        partial(_check_dtype, recipe.student),
+        *(partial(device_of, model.device, role) for role, model in models.items()),
+    ]
+
+
+def _check_dtype(student: Model) -> None:
+    if student.dtype == "float16":
+        raise InputError(
+            "student.dtype is float16, whose range is too narrow for gradients and Adam's moments; "
+            "use float32, with train.precision: bfloat16 to save time"
+        )
+
+
+def model_notes(
+    recipe: Recipe, student: PreTrainedModel, teacher: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase
+) -> list[str]:
+    """What is not wrong about the models of a run, and yet worth a line each."""
+    notes = [stop_note(student, tokenizer)]
+    if teacher is not None and recipe.teacher is not None:
+        notes += [
+            same_weights_note(recipe.student, recipe.teacher),
+            *pair_notes(student, teacher, tokenizer, load_tokenizer(recipe.teacher, "teacher")),
+        ]
+    return [note for note in notes if note]
 
 
 def total_steps(recipe: Recipe, rows: int) -> int:
@@ -224,10 +228,13 @@ def total_steps(recipe: Recipe, rows: int) -> int:
     return an_epoch * recipe.method.plan.inner_epochs
 
 
-def describe_counts(name: str, examples: Examples) -> str:
-    """Say how many rows were kept and dropped, and why."""
-    dropped = "".join(f", {count:,} dropped ({reason})" for reason, count in examples.dropped.items())
-    return f"{len(examples):,} of {examples.total:,} {name} rows{dropped}"
+def _teacher_model(recipe: Recipe) -> PreTrainedModel | None:
+    """The teacher where the run needs one; its skeleton where a cache may do instead of its weights."""
+    if recipe.teacher is None or not needs_teacher(recipe):
+        return None
+    if recipe.teacher_cache.kind is not None and recipe.student.from_teacher is None:
+        return load_skeleton(recipe.teacher, "teacher")
+    return load_model(recipe.teacher, "teacher", seed=recipe.seed)
 
 
 def _teacher(
@@ -235,10 +242,13 @@ def _teacher(
     model: PreTrainedModel | None,
     student: LanguageModel,
     tokenizer: PreTrainedTokenizerBase,
+    texts: Texts,
     report: Callable[[str], None],
-) -> tuple[LocalTeacher | None, int | None]:
+) -> tuple[LocalTeacher | CachedTeacher | TopKTeacher | None, int | None]:
     if model is None or recipe.teacher is None:
         return None, None
+    if recipe.teacher_cache.kind is not None:
+        return cached_teacher(recipe, student, tokenizer, model, texts, report)
     own = load_tokenizer(recipe.teacher, "teacher")
     teacher = LocalTeacher(LanguageModel(model, stop_ids(model, own)), student.device)
     shared = shared_vocabulary(tokenizer, own, student.head.vocabulary, teacher.head.vocabulary)
@@ -265,4 +275,4 @@ def _size(model: PreTrainedModel) -> str:
 
 def model_of_checkpoint(recipe: Recipe, folder: Path) -> Model:
     """The student's section of a recipe, pointed at a finished model or a checkpoint."""
-    return replace(recipe.student, model=str(folder), from_config=None, from_teacher=None, revision=None)
+    return replace(recipe.student, model=str(folder), from_config=None, from_teacher=None)

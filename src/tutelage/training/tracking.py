@@ -1,11 +1,15 @@
 """Where metrics go: always to metrics.jsonl, and to trackers that the recipe names."""
 
 import json
-from collections.abc import Mapping
+import math
+import os
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from tutelage.errors import InputError
+from tutelage.training.aside import Aside
 
 
 class Tracker(Protocol):
@@ -25,36 +29,64 @@ class JsonLines:
 
     Args:
         path: the file.
-        done: optimiser steps done; lines of later ones are dropped from an existing file.
+        kept: bytes of an existing file that stay; a line that they cut goes too.
     """
 
-    def __init__(self, path: Path, done: int) -> None:
-        kept = []
+    def __init__(self, path: Path, kept: int) -> None:
         if path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _belongs(line, done)]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8")
+            with path.open("rb") as file:
+                whole_lines = file.read(kept).rfind(b"\n") + 1
+            os.truncate(path, whole_lines)
+        self._file = path.open("ab", buffering=0)
+
+    def bytes(self) -> int:
+        """Wait until the lines so far are on the disk; return their size."""
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Append a line; it is handed to the system at once."""
-        self._file.write(json.dumps({"step": step, **metrics}, ensure_ascii=False) + "\n")
-        self._file.flush()
+        """Append a line; it is handed to the system at once.
+
+        Raises:
+            OSError: it could not be written, as on a full disk; nothing of it is in the file.
+        """
+        line = json.dumps(valid_json({"step": step, **metrics}), ensure_ascii=False) + "\n"
+        before, rest = os.fstat(self._file.fileno()).st_size, memoryview(line.encode("utf-8", "replace"))
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            os.ftruncate(self._file.fileno(), before)
+            raise
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
 
+def valid_json(value: Any) -> Any:
+    """Return a value with the texts `NaN`, `Infinity` and `-Infinity` for the numbers that JSON does not have.
+
+    They stay visible that way, and `float` reads them back.
+
+    >>> valid_json({"loss": math.nan, "norms": [1.0, -math.inf]})
+    {'loss': 'NaN', 'norms': [1.0, '-Infinity']}
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return json.dumps(value)
+    if isinstance(value, Mapping):
+        return {key: valid_json(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [valid_json(part) for part in value]
+    return value
+
+
 class TensorBoard:
     """Event files for TensorBoard, in the run's folder `tensorboard`."""
 
     def __init__(self, folder: Path, done: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise InputError(
-                "train.trackers names tensorboard, which is not installed: pip install 'tutelage[tensorboard]'"
-            ) from None
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -68,14 +100,17 @@ class TensorBoard:
         self._writer.close()
 
 
-def trackers(folder: Path, names: tuple[str, ...], done: int) -> list[Tracker]:
-    """Return the run's trackers, metrics.jsonl first."""
-    extra: list[Tracker] = [TensorBoard(folder, done) for name in names if name == "tensorboard"]
-    return [JsonLines(folder / "metrics.jsonl", done), *extra]
+def check_installed(names: tuple[str, ...]) -> None:
+    """Refuse trackers that are not installed, before anything is loaded.
+
+    Raises:
+        InputError: one of them is not.
+    """
+    for name in names:
+        if find_spec(name) is None:
+            raise InputError(f"train.trackers names {name}, which is not installed: pip install 'tutelage[{name}]'")
 
 
-def _belongs(line: str, done: int) -> bool:
-    try:
-        return json.loads(line)["step"] <= done
-    except (ValueError, KeyError, TypeError):
-        return False  # a line that a kill cut short
+def trackers(folder: Path, names: tuple[str, ...], done: int, warn: Callable[[str], None]) -> list[Tracker]:
+    """Return the trackers that a recipe names; none of them can stop or hang the run."""
+    return [Aside(TensorBoard(folder, done), name, warn) for name in names if name == "tensorboard"]

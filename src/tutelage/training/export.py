@@ -1,0 +1,84 @@
+"""The finished student: written aside, loaded again, compared with the one that was trained, and then named."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tutelage.errors import TutelageError
+from tutelage.models.language_model import LanguageModel
+from tutelage.models.loading import load_model
+from tutelage.rollouts.rollout import Rollout
+from tutelage.sealing import sync
+from tutelage.training.manifest import facts_of, faults, seal
+from tutelage.training.setup import Setup, model_of_checkpoint
+
+TOLERANCE = 1e-3
+"""Largest difference of a logit between the student and its copy, as a share of the largest logit."""
+_ROWS, _TOKENS = 4, 64  # of the probe
+
+
+def write_export(setup: Setup, steps: int) -> Path:
+    """Write the student beside the run's `model`, load it, and compare the logits of both on a few rows.
+
+    Args:
+        setup: the run with the trained student.
+        steps: optimiser steps done, for the manifest.
+
+    Returns:
+        The folder, for `name_export`.
+
+    Raises:
+        TutelageError: the copy computes something else.
+    """
+    staging = setup.folder / ".staging-model"
+    shutil.rmtree(staging, ignore_errors=True)
+    setup.student.model.save_pretrained(staging)
+    setup.tokenizer.save_pretrained(staging)
+    spec = model_of_checkpoint(setup.recipe, staging)
+    copy = LanguageModel(load_model(spec, "student", seed=setup.recipe.seed), setup.student.stop_ids)
+    probe = _probe(setup)
+    here, there = (_logits(model, probe) for model in (setup.student, copy))
+    difference, largest = (here - there).abs().max().item(), here.abs().max().item()
+    if not difference <= TOLERANCE * max(1.0, largest):
+        raise TutelageError(
+            f"the student written to {staging} is not the one that was trained: its logits differ by up to "
+            f"{difference:.2g}; the last checkpoint is whole, please report this"
+        )
+    seal(staging, step=steps)
+    return staging
+
+
+def name_export(staging: Path) -> Path:
+    """Give a written student its name, in place of an older one."""
+    folder = staging.with_name("model")
+    trash = staging.with_name(".trash-model")
+    shutil.rmtree(trash, ignore_errors=True)
+    if folder.exists():
+        folder.rename(trash)
+    staging.rename(folder)
+    sync(folder.parent)
+    shutil.rmtree(trash, ignore_errors=True)
+    return folder
+
+
+def is_exported(folder: Path, steps: int) -> bool:
+    """Whether a run's `model` is the student after that many steps, and complete."""
+    return facts_of(folder).get("step") == steps and not faults(folder, contents=False)
+
+
+def _probe(setup: Setup) -> Rollout:
+    """A few rows of the training data, cut short; prompts are continued by themselves where there is no response."""
+    rows = setup.texts.train.kept[:_ROWS]
+    prompts = [row.prompt[:_TOKENS] for row in rows]
+    return Rollout.of(prompts, [(row.response or row.prompt)[:_TOKENS] for row in rows])
+
+
+@torch.no_grad()
+def _logits(model: LanguageModel, probe: Rollout) -> Tensor:
+    was_training = model.network.training
+    model.network.eval()
+    logits = model.head.logits(model.hidden(probe)).float()
+    model.network.train(was_training)
+    return logits
