@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.losses import Head
+from tutelage.models.teachers import Teacher
 from tutelage.rollouts.rollout import Rollout
 
 PROMPT = (0,)
 
 
-class TabularModel:
+class TabularModel(Teacher):
     """A policy with free logits for every prefix.
 
     Args:

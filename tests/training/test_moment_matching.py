@@ -8,7 +8,10 @@ import torch
 from safetensors.torch import load_file
 from tests.tiny import mapping
 
+from tutelage.models.remembering import RememberingTeacher
+from tutelage.models.teachers import LocalTeacher
 from tutelage.recipe import recipe_of
+from tutelage.rollouts.rollout import Rollout
 from tutelage.training.run import train
 
 SILENT = {"report": lambda text: None}
@@ -96,3 +99,26 @@ def letters(prompts, responses, references) -> list[float]:
 def test_encoder_decoder_models_train_too(tmp_path, method):
     run = train(recipe_of(mapping(tmp_path, method, "t5", train={"steps": 2})), **SILENT)
     assert len(run.evaluations) == 2
+
+
+def test_the_teacher_is_asked_once_for_each_text_of_a_step(tmp_path, monkeypatch):
+    """However often the critics move; and the run ends where it would if the teacher were asked each time."""
+    asked: list[Rollout] = []
+    hidden = LocalTeacher.hidden
+
+    def counted(self, rollout):
+        asked.append(rollout)
+        return hidden(self, rollout)
+
+    monkeypatch.setattr(LocalTeacher, "hidden", counted)
+    counts, weights = [], []
+    for name in ("once", "each time"):
+        whole = mapping(tmp_path, "moment-matching", train={"steps": 3, "micro_batch_tokens": 24})
+        run = train(recipe_of(whole, ["--method.baseline", "none", "--output", str(tmp_path / name)]), **SILENT)
+        counts.append(len(asked))
+        weights.append(load_file(run.model / "model.safetensors"))
+        asked.clear()
+        monkeypatch.setattr(RememberingTeacher, "hidden", lambda self, rollout: self._teacher.hidden(rollout))
+    spared = counts[1] - counts[0]
+    assert spared >= 2 * 3, "every text of the 3 steps in two of three phases: the critics move twice"
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])

@@ -30,7 +30,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Send the process the signal of a preempted machine when a step is done."""
-    original = loop_module.Loop._step
+    original = loop_module.Loop.step
 
     def step_then_signal(self, number):
         metrics = original(self, number)
@@ -38,7 +38,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return metrics
 
-    monkeypatch.setattr(loop_module.Loop, "_step", step_then_signal)
+    monkeypatch.setattr(loop_module.Loop, "step", step_then_signal)
 
 
 def test_a_run_leaves_everything_that_is_promised(tmp_path):
@@ -127,7 +127,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, monkeypatch):
 
 def test_a_loss_that_is_not_finite_never_reaches_the_weights(tmp_path, monkeypatch):
     recipe = recipe_of(mapping(tmp_path, "supervised-kd", train={"save_every": 1}))
-    original = loop_module.Loop._step
+    original = loop_module.Loop.step
 
     def poisoned(self, number):
         if number == 3:
@@ -135,7 +135,7 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(tmp_path, monkeypat
                 self._setup.teacher.model.model.lm_head.weight[0, 0] = float("nan")
         return original(self, number)
 
-    monkeypatch.setattr(loop_module.Loop, "_step", poisoned)
+    monkeypatch.setattr(loop_module.Loop, "step", poisoned)
     with pytest.raises(DivergedError, match="the loss is nan at step 4"):
         train(recipe, **SILENT)
     kept = load_file(Path(recipe.output) / "checkpoints" / "step-00000003" / "model.safetensors")
@@ -196,9 +196,9 @@ def test_samples_are_not_written_twice_after_a_kill(tmp_path, monkeypatch):
     def killed(self, number):
         raise KeyboardInterrupt
 
-    original = loop_module.Loop._step
+    original = loop_module.Loop.step
     with monkeypatch.context() as patch:
-        patch.setattr(loop_module.Loop, "_step", lambda self, n: killed(self, n) if n == 5 else original(self, n))
+        patch.setattr(loop_module.Loop, "step", lambda self, n: killed(self, n) if n == 5 else original(self, n))
         with pytest.raises(KeyboardInterrupt):
             train(recipe, **SILENT)
     run = train(recipe, **SILENT)

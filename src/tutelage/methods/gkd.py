@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from tutelage.config import STRICT, BeamDecoding, Decoding, DivergenceName, GreedyDecoding, Share
-from tutelage.methods.objective import Modules, Terms
+from tutelage.methods.objective import Modules, Plan, Terms
 from tutelage.methods.token_matching import TokenMatching, cross_entropy_terms, token_matching_terms
 
 if TYPE_CHECKING:
@@ -131,6 +131,11 @@ class ImitKD(TokenMatching):
             raise ValueError("rate must be greater than 0 with schedule 'reverse_sigmoid'")
         return self
 
+    @property
+    def plan(self) -> Plan:
+        """One batch, one step; `opt` gives fixed text its own words."""
+        return Plan(asks_of_fixed_text="nothing") if self.loss == "opt" else super().plan
+
     def offline_probability(self, step: int, steps: int) -> float:
         """Return β at a step.
 
@@ -187,5 +192,6 @@ class ImitKD(TokenMatching):
 
 
 def _top_token(student_logp: Tensor, teacher_logp: Tensor) -> Tensor:
-    """Cross-entropy with the teacher's most probable token."""
-    return -student_logp.gather(-1, teacher_logp.argmax(-1, keepdim=True)).squeeze(-1)
+    """Cross-entropy with the teacher's most probable token; NaN where the teacher's numbers are."""
+    best = teacher_logp.max(-1, keepdim=True)
+    return (0 * best.values - student_logp.gather(-1, best.indices)).squeeze(-1)

@@ -90,7 +90,7 @@ class MomentMatching(OnAndOffPolicy):
     critic_rank: Count | None = None
     """Rank of the critics; `null` is a full matrix of vocabulary × width for each."""
     critic_steps: Count = 1
-    """Updates of the critics on a batch before the student's; each costs a forward pass of both models."""
+    """Updates of the critics on a batch before the student's; each costs a forward pass of the student."""
     critic_rate: Positive = 30.0
     """Learning rate of the critics, as a multiple of the student's."""
     estimator: Literal["expected", "sampled"] = "expected"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tutelage.config import Reduction
 
@@ -45,6 +45,10 @@ class Plan:
     """The sampler goes by the validation loss, so the recipe has to measure it now and then."""
     separate_norms: bool = False
     """Log the gradient norm of each term on its own; costs one more pass a term."""
+    asks_of_fixed_text: Literal["nothing", "distribution", "states", "layers"] = "states"
+    """What the teacher is asked about text that was written beforehand: nothing, no more than a comparison of
+    distributions (`Teacher.compare`), its final hidden states, or those of its layers. A teacher's cache has to give
+    that much."""
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,11 @@ class PreDistil:
     @property
     def plan(self) -> Plan:
         """The student and the map learn in the same pass."""
-        return Plan(phases=(("student", "projection"),), learning_rates={"projection": self.projection_learning_rate})
+        return Plan(
+            phases=(("student", "projection"),),
+            learning_rates={"projection": self.projection_learning_rate},
+            asks_of_fixed_text="layers",
+        )
 
     def sampler(self, sources: Sources) -> Sampler:
         """The data's responses."""

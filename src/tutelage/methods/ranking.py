@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -137,6 +138,10 @@ class MiniLLMRanking(Direct):
     ) -> None:
         """Add one prompt's part, its sequences starting at `first`: −1/n and 1/n for each pair within its margin."""
         of_student = range(first + (self.reference == "data"), first + self._group)
+        group = range(first, first + self._group)
+        if not all(math.isfinite(value) for row in group for value in (own[row], scores[row])):
+            coefficients[group.start : group.stop] = [math.nan] * self._group  # no order: nothing may be learnt from it
+            return
         ranked = sorted(of_student, key=lambda row: -scores[row])
         pairs = {
             "best_worst": [(ranked[0], ranked[-1])],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pydantic.dataclasses import dataclass
 
 from tutelage.config import STRICT, CrossEntropyShare, DivergenceName, LossTemperature, Reduction
-from tutelage.methods.objective import Direct, Modules, Terms, count_units, position_weights
+from tutelage.methods.objective import Direct, Modules, Plan, Terms, count_units, position_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +42,11 @@ class TokenMatching(Direct, ABC):
     def needs_teacher(self) -> bool:
         """Yes."""
         return True
+
+    @property
+    def plan(self) -> Plan:
+        """One batch, one step; distributions are compared, unless fixed text only repeats its own words."""
+        return Plan(asks_of_fixed_text="nothing" if self.cross_entropy == 1 else "distribution")
 
     def units(self, rollout: Rollout) -> dict[str, float]:
         """Count tokens or sequences."""
@@ -127,8 +132,6 @@ def token_matching_terms(
     """
     import torch
 
-    from tutelage.losses import linear_divergence
-
     weights = torch.tensor(position_weights(rollout, reduction), device=student.device, dtype=torch.float64)
     shares = torch.tensor(
         [
@@ -139,11 +142,10 @@ def token_matching_terms(
         device=student.device,
         dtype=torch.float64,
     )
-    scores = linear_divergence(
+    scores = teacher.compare(
         student.hidden(rollout),
         student.head,
-        teacher.hidden(rollout),
-        teacher.head,
+        rollout,
         divergence,
         coefficients=weights * (1 - shares),
         targets=student.targets(rollout, vocabulary),

@@ -1,19 +1,23 @@
-"""One update: gradients over micro-batches, divided by the step's counts; checked, clipped, applied."""
+"""One update, whole or not at all: gradients over micro-batches, over the step's counts; checked, clipped, applied."""
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 
 from tutelage.config import Train
-from tutelage.errors import DivergedError
 from tutelage.methods.objective import Objective, Terms
+from tutelage.models.remembering import RememberingTeacher
+from tutelage.models.teachers import Teacher
 from tutelage.rollouts.rollout import Rollout
+from tutelage.training.nonfinite import StepRefused, Suspect, refusal, suspect_in_text
 from tutelage.training.optimizer import adamw, learning_rate
+from tutelage.training.out_of_memory import Size, padded_size
 from tutelage.training.setup import Setup
+from tutelage.training.undo import Undo
 
 Sums = defaultdict[str, float]
 
@@ -23,12 +27,14 @@ class Updater:
 
     Args:
         setup: models and recipe.
+        micro_batch: tokens in one forward pass; halved here when memory runs out.
     """
 
-    def __init__(self, setup: Setup) -> None:
-        self._setup = setup
+    def __init__(self, setup: Setup, micro_batch: Size) -> None:
+        self._setup, self._micro_batch = setup, micro_batch
         self._train: Train = setup.recipe.train
         self._objective: Objective = setup.recipe.method
+        self._teacher: Teacher | None = setup.teacher
         self.own = self._objective.modules(setup.student, setup.teacher, setup.recipe.seed)
         """The method's own modules."""
         self.modules: dict[str, nn.Module] = {"student": setup.student.model, **self.own}
@@ -39,8 +45,15 @@ class Updater:
         device = self._setup.student.device.type
         return torch.autocast(device, torch.bfloat16, enabled=self._train.precision == "bfloat16")
 
-    def step(self, rollout: Rollout, step: int) -> Sums:
+    def step(self, rollout: Rollout, step: int, commit: Callable[[], None] = lambda: None) -> Sums:
         """Update the modules that the method's plan names, phase by phase.
+
+        Each phase is checked before it is applied. Where a later one fails, the earlier ones of the step are undone.
+
+        Args:
+            rollout: the batch.
+            step: counted from 0.
+            commit: called when the gradients of a phase are good, right before they change weights.
 
         Returns:
             Sums by the names of the method's metrics, `count/<metric>` for those with a count of their own, the
@@ -48,51 +61,72 @@ class Updater:
             `gradient_norm/<module>`.
 
         Raises:
-            DivergedError: a loss or a gradient is not finite; the update it belongs to was not applied.
+            StepRefused: a number is not finite, or nothing is in the loss; everything is as it was before the step.
+            DoesNotFitError: memory ran out with one sequence at a time; likewise.
         """
+        phases = self._objective.plan.phases
+        if not rollout.positions or not self._units(rollout):
+            raise StepRefused(f"none of the {len(rollout)} sequences has a token in the loss")
+        suspect = suspect_in_text(rollout)
+        if suspect is not None:
+            raise self._refusal("a number that came with the text is not finite", rollout, phases[-1], suspect=suspect)
+        undo = Undo(self.modules, self.optimizers, dict.fromkeys(name for phase in phases[:-1] for name in phase))
         sums: Sums = defaultdict(float)
-        for training in self._objective.plan.phases:
-            if self._objective.plan.separate_norms and "student" in training:
-                found = self._gradients_term_by_term(rollout, training, step)
-            else:
-                found = self._gradients(rollout, training, step)
-            sums.update(found)  # a later phase has the last word
-            self._apply(training, step, sums)
+        if len(phases) > 1 and self._setup.teacher is not None:
+            self._teacher = RememberingTeacher(self._setup.teacher)
+        try:
+            for training in phases:
+                sums.update(self._gradients_that_fit(rollout, training))  # a later phase has the last word
+                self._check_and_clip(rollout, training, sums)
+                commit()
+                self._apply(training, step)
+        except BaseException:
+            undo()
+            self._forget_gradients()
+            raise
+        finally:
+            self._teacher = self._setup.teacher
         return sums
 
-    def _gradients(self, rollout: Rollout, training: Sequence[str], step: int, only: str | None = None) -> Sums:
+    def _gradients_that_fit(self, rollout: Rollout, training: Sequence[str]) -> Sums:
+        """The gradients of a phase, in micro-batches as large as fit: their sum does not depend on the size."""
+        term_by_term = self._objective.plan.separate_norms and "student" in training
+        gradients = self._gradients_term_by_term if term_by_term else self._gradients
+        return self._micro_batch.fitting(
+            lambda tokens: gradients(rollout, training, tokens),
+            largest=padded_size(rollout),
+            least=max(rollout.lengths),
+        )
+
+    def _gradients(self, rollout: Rollout, training: Sequence[str], tokens: int, only: str | None = None) -> Sums:
         """Add up the gradients of all micro-batches, each term divided by its units in the whole step."""
-        units = {name: count for name, count in self._objective.units(rollout).items() if count}
-        if not units:
-            raise DivergedError(f"step {step + 1}: none of the {len(rollout)} sequences has a token in the loss")
+        self._forget_gradients()
+        units = self._units(rollout)
         sums: Sums = defaultdict(float)
-        for part in rollout.micro_batches(self._train.micro_batch_tokens):
+        losses = []
+        for part in rollout.micro_batches(tokens):
             terms = self._terms(part, training)
-            wanted = [n for n in terms.losses if n in units and only in (None, n)]
-            if not wanted:
+            loss = _loss(terms, units, only)
+            if loss is None:
                 continue
-            loss = torch.stack([terms.losses[name] / units[name] for name in wanted]).sum()
-            if not torch.isfinite(loss):
-                raise DivergedError(
-                    f"the loss is {loss.item()} at step {step + 1}; the weights of step {step} are kept"
-                )
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                raise self._refusal(f"the loss is {losses[-1]}", rollout, training, losses)
             loss.backward()
-            sums["loss"] += loss.item()
+            sums["loss"] += losses[-1]
             for name, value in terms.metrics.items():
                 sums[name] += value.item()
             for name, count in terms.counts.items():
                 sums[f"count/{name}"] += count
         return sums
 
-    def _gradients_term_by_term(self, rollout: Rollout, training: Sequence[str], step: int) -> Sums:
+    def _gradients_term_by_term(self, rollout: Rollout, training: Sequence[str], tokens: int) -> Sums:
         """The same, one pass a term, with the norm of each term's gradient of the student."""
         parameters = [p for name in training for p in self.modules[name].parameters() if p.requires_grad]
         total: dict[nn.Parameter, Tensor] = {}
         sums: Sums = defaultdict(float)
-        for name, count in self._objective.units(rollout).items():
-            if not count:
-                continue
-            found = self._gradients(rollout, training, step, only=name)
+        for name in self._units(rollout):
+            found = self._gradients(rollout, training, tokens, only=name)
             loss = sums["loss"] + found["loss"]
             sums.update(found)
             sums["loss"] = loss
@@ -109,25 +143,59 @@ class Updater:
     def _terms(self, part: Rollout, training: Sequence[str]) -> Terms:
         setup = self._setup
         with self.autocast():
-            return self._objective.terms(part, setup.student, setup.teacher, setup.vocabulary, self.own, training)
+            return self._objective.terms(part, setup.student, self._teacher, setup.vocabulary, self.own, training)
 
-    def _apply(self, training: Sequence[str], step: int, sums: Sums) -> None:
-        """Check, clip and apply the gradients of the modules in training; forget those of the others."""
-        norms = {name: self._clipped_norm(name, step) for name in training}
+    def _units(self, rollout: Rollout) -> dict[str, float]:
+        return {name: count for name, count in self._objective.units(rollout).items() if count}
+
+    def _check_and_clip(self, rollout: Rollout, training: Sequence[str], sums: Sums) -> None:
+        """Clip the gradients of the modules in training, and add their norms to the sums."""
+        for name in training:
+            parameters = [p for p in self.modules[name].parameters() if p.grad is not None]
+            norm = nn.utils.clip_grad_norm_(parameters, self._train.clip_norm or math.inf).item()
+            sums["gradient_norm" if name == "student" else f"gradient_norm/{name}"] = norm
+            if not math.isfinite(norm):
+                raise self._refusal(f"the gradient of the {name} is {norm}", rollout, training, sums=sums)
+
+    def _apply(self, training: Sequence[str], step: int) -> None:
+        """Step the optimisers of the modules in training; forget all gradients."""
         rate = learning_rate(self._train, step, self._setup.steps)
-        for name, norm in norms.items():
+        for name in training:
             for group in self.optimizers[name].param_groups:
                 group["lr"] = rate * self._objective.plan.learning_rates.get(name, 1.0)
-            self.optimizers[name].step()
-            sums["gradient_norm" if name == "student" else f"gradient_norm/{name}"] = norm
+            with self._micro_batch.indivisible():
+                self.optimizers[name].step()
+        self._forget_gradients()
+
+    def _forget_gradients(self) -> None:
         for module in self.modules.values():
             module.zero_grad(set_to_none=True)
 
-    def _clipped_norm(self, name: str, step: int) -> float:
-        parameters = [p for p in self.modules[name].parameters() if p.grad is not None]
-        norm = nn.utils.clip_grad_norm_(parameters, self._train.clip_norm or math.inf).item()
-        if not math.isfinite(norm):
-            raise DivergedError(
-                f"the gradient of the {name} is {norm} at step {step + 1}; the weights of step {step} are kept"
-            )
-        return norm
+    def _refusal(
+        self,
+        quantity: str,
+        rollout: Rollout,
+        training: Sequence[str],
+        losses: Sequence[float] = (),
+        sums: Mapping[str, float] | None = None,
+        suspect: Suspect | None = None,
+    ) -> StepRefused:
+        """Say what is not finite, after a second look at where it comes from."""
+        units = self._units(rollout)
+
+        def loss_of(part: Rollout) -> Tensor | None:
+            return _loss(self._terms(part, training), units)
+
+        self._forget_gradients()
+        with self.autocast():
+            refused = refusal(quantity, rollout, self._setup, self.modules, loss_of, suspect)
+        self._forget_gradients()
+        refused.training, refused.losses = training, losses
+        refused.sums = sums or {"loss": losses[-1] if losses else math.nan}
+        return refused
+
+
+def _loss(terms: Terms, units: Mapping[str, float], only: str | None = None) -> Tensor | None:
+    """The share of a micro-batch in the loss of the step; `None` if it has none."""
+    shares = [terms.losses[n] / units[n] for n in terms.losses if n in units and only in (None, n)]
+    return torch.stack(shares).sum() if shares else None
