@@ -44,17 +44,15 @@ def main() -> None:
         return
     tensors = inputs(options)
     print(f"{machine()}; {options.positions} positions, vocabulary {options.vocabulary}, {options.dtype}\n")
-    results = {}
     for divergence in options.only:
         runs = {name: lambda run=run, d=divergence: run(tensors, d) for name, run in CANDIDATES.items()}
         seconds = in_turn(runs, options.rounds)
         memory = {name: measured_apart(options, name, divergence) for name in ("tutelage", "trl")}
-        results[divergence] = {"seconds": seconds, "extra_bytes": memory}
+        save(f"divergence-{options.dtype}-{divergence}", {"seconds": seconds, "extra_bytes": memory})
         print(f"{divergence}\n\n{table(seconds, 'tutelage')}\n")
         print(", ".join(f"{name} {size / MEBIBYTE:,.0f} MiB" for name, size in memory.items()), "of extra memory\n")
         if not options.toy:
             print("\n".join(judged(seconds, memory, bars(divergence, options.dtype))), "\n", flush=True)
-    save(f"divergence-{options.dtype}", results)
 
 
 def inputs(options: argparse.Namespace) -> list[Tensor]:
