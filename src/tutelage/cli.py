@@ -1,12 +1,17 @@
 """The command line. It parses first and imports torch afterwards, so help and mistakes come at once."""
 
 import argparse
+import io
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import TracebackType
 
-from tutelage.errors import TutelageError
+from tutelage.errors import Stopped, TutelageError
+from tutelage.redaction import redacted_text
+from tutelage.training.signals import Abandoned, listening
 
 _TEXT = argparse.RawDescriptionHelpFormatter
 
@@ -37,7 +42,17 @@ Keys of the recipe can be overridden; --decoding.KEY sets how the text is writte
 """
 CHECK = """\
 Look before the run: read the recipe, load the tokenizers, compare the vocabularies, count what is kept and
-dropped, show three rows with the tokens in the loss coloured, estimate memory, and stop. No weights are read.
+dropped, look for rows that come twice, show three rows with the tokens in the loss coloured, estimate memory, and
+stop. No weights are read, but with --dry-run. All mistakes are told at once, with exit status 2.
+"""
+CACHE = """\
+Have the teacher of a recipe read the text that does not change, once, and keep what it says on disk; `train` with the
+same recipe then reads that instead of running the teacher (docs/teacher-cache.md):
+
+  tutelage cache recipes/supervised-kd.yaml --teacher-cache.kind hidden
+
+The size is told before anything is scored. The same command goes on with an interrupted capture, and captures
+damaged files anew.
 """
 DEMO = """\
 Distil the embedded task: a student starts from a few labelled examples, then goes on three ways with equal
@@ -69,15 +84,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads that wait for each other by spinning starve those that work as soon as the machine is shared:
     # beside one busy process, steps of a 4 × 256 model took half as long again by default. Torch's OpenMP reads it.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    sys.excepthook = _print_without_secrets
+    for stream in (sys.stdout, sys.stderr):  # names of files and text of models hold what a console may not know
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        _VERBS[command.options.verb](command)
+        with listening() as stop, stop.abandonable():
+            _VERBS[command.options.verb](command)
+    except Abandoned:
+        print("tutelage: stopped; the same command begins again", file=sys.stderr)
+        return Stopped.exit_status
     except TutelageError as error:
-        print(f"tutelage: {error}", file=sys.stderr)
+        print(f"tutelage: {redacted_text(str(error))}", file=sys.stderr)
         return error.exit_status
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
+
+
+def _print_without_secrets(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    print(redacted_text("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
 
 
 def parse(arguments: Sequence[str]) -> Command:
@@ -124,6 +151,14 @@ def _parser() -> argparse.ArgumentParser:
 
     train = verb("train", "run a recipe", TRAIN)
     train.add_argument(
+        "--allow-change", default="", metavar="KEYS",
+        help="keys or sections that may differ from those the run began with, such as train.learning_rate,data",
+    )  # fmt: skip
+    train.add_argument(
+        "--reset-optimizer", action="store_true", help="go on with a fresh optimiser, as where its state was lost"
+    )
+    train.add_argument("--no-verify", action="store_true", help="do not compare the checkpoint's checksums")
+    train.add_argument(
         "--resume", choices=("auto", "never"), default="auto",
         help="auto (default) goes on with the run in the output folder; never refuses a folder that holds one",
     )  # fmt: skip
@@ -135,7 +170,13 @@ def _parser() -> argparse.ArgumentParser:
         "--rows", choices=("train", "validation"), default="train", help="whose prompts (default: train)"
     )
     generate.add_argument("--out", required=True, metavar="FILE", help="JSONL file to write or go on with")
-    verb("check", "look at a recipe before the run", CHECK)
+    check = verb("check", "look at a recipe before the run", CHECK)
+    check.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="load the weights too, make two steps in a folder that is taken away again, and say how long a run takes",
+    )
+    verb("cache", "keep on disk what a recipe's teacher says of fixed text", CACHE)
     demo = verb("demo", "distil the embedded task and compare methods", DEMO, recipe=False)
     demo.add_argument("--folder", default="runs/demo", help="where the runs go (default: runs/demo)")
     demo.add_argument("--prepare", action="store_true", help="write the data and the teacher only")
@@ -172,7 +213,14 @@ def _train(command: Command) -> None:
     quiet_transformers()
     from tutelage.training.run import train
 
-    run = train(recipe, resume=command.options.resume)
+    options = command.options
+    run = train(
+        recipe,
+        resume=options.resume,
+        allow_change=[key for key in options.allow_change.replace("-", "_").split(",") if key],
+        reset_optimizer=options.reset_optimizer,
+        verify=not options.no_verify,
+    )
     print(f"finished: model in {run.model}, figures in {run.folder / 'metrics.jsonl'}")
 
 
@@ -199,7 +247,19 @@ def _check(command: Command) -> None:
     quiet_transformers()
     from tutelage.commands.check import check
 
-    check(recipe)
+    check(recipe, two_steps=command.options.dry_run)
+
+
+def _cache(command: Command) -> None:
+    from tutelage.recipe import load_recipe
+
+    recipe = load_recipe(command.options.recipe, command.overrides())
+    from tutelage.training.quiet import quiet_transformers
+
+    quiet_transformers()
+    from tutelage.commands.cache import cache
+
+    cache(recipe)
 
 
 def _demo(command: Command) -> None:
@@ -212,4 +272,4 @@ def _demo(command: Command) -> None:
     run_demo(options.folder, options.seed, prepare_only=options.prepare, control=options.control)
 
 
-_VERBS = {"train": _train, "generate": _generate, "check": _check, "demo": _demo}
+_VERBS = {"train": _train, "generate": _generate, "check": _check, "cache": _cache, "demo": _demo}

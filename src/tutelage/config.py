@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -165,6 +165,13 @@ class Data:
     """Use only this many rows, from the start of the file."""
     validation_limit: Count | None = None
     """The same for the validation rows."""
+    max_dropped: Share = 0.05
+    """Largest share of the rows that may be dropped, for their length or another reason; more stop the run."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """What to do about rows that are wrong in themselves (broken JSON, null, an unknown role): `stop` and name
+    them, or `skip`: leave them out and count them as dropped."""
+    surrogates: Literal["refuse", "replace"] = "refuse"
+    """Lone surrogates, halves of characters that no tokenizer takes: `refuse` the row, or `replace` them by �."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -185,6 +192,9 @@ class Decoding:
     """Longest response, end-of-sequence included."""
     batch_size: Count = 64
     """Sequences decoded at the same time."""
+    backend: Literal["tutelage", "generate"] = "tutelage"
+    """Who decodes: our own loop (beam search always goes to `generate`), or transformers' `generate`, whose draws
+    depend on the batch."""
 
 
 def _filled(**defaults: Any) -> BeforeValidator:
@@ -233,11 +243,22 @@ class Train:
     save_every: Count | None = None
     """Steps between checkpoints; `null` saves at the end only."""
     keep_checkpoints: Count = 2
-    """How many of the newest checkpoints are kept."""
+    """How many of the newest checkpoints are kept. With 1 there is none to fall back on when the disk damages it."""
+    keep_best: Annotated[str, Field(pattern=r"^(lowest|highest) \S+$")] | None = None
+    """Keep the checkpoint with the best evaluation besides: `lowest METRIC` or `highest METRIC`, such as
+    `lowest loss` or `highest exact_answer`. Needs evaluation.every, and save_every as a multiple of it."""
     log_every: Count = 1
     """Steps between lines of metrics.jsonl."""
     trackers: tuple[Literal["tensorboard"], ...] = ()
     """Further places that metrics go to, besides metrics.jsonl."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What follows a step with a loss, gradient or score that is not finite. It is never applied; `stop` saves the last
+    good step and leaves, `skip` goes on with the next batch. Either way the batch is written to bad_batch_<step>.json."""
+    nonfinite_budget: Count = 10
+    """How many such steps a run may skip before it stops all the same."""
+    alarms: Literal["warn", "stop", "off"] = "warn"
+    """Watch the student's text and the loss for what goes wrong in distillation (docs/health.md): say so, or save and
+    leave as well, or do not look."""
 
     @model_validator(mode="after")
     def _one_duration(self) -> "Train":
@@ -263,3 +284,20 @@ class Evaluation:
     first group; or `module:function`; or `null` for the whole text."""
     samples: Annotated[int, Field(ge=0)] = 8
     """Generated rows written to samples.jsonl at each evaluation."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TeacherCache:
+    """What is kept on disk of what the teacher says of fixed text, so that it reads that text once."""
+
+    kind: Literal["hidden", "top-k"] | None = None
+    """`hidden` keeps the final hidden states, which with the head give the whole distribution again; `top-k` keeps the
+    most probable tokens and the mass of all others; `null` keeps nothing, and the teacher runs at every step."""
+    folder: str | None = None
+    """Where; `teacher_cache` in the run's own folder by default. Runs with the same teacher may share one."""
+    dtype: Literal["exact", "bfloat16", "float16"] = "exact"
+    """Type of the numbers. `exact` is the teacher's own for `hidden`, and float32 for `top-k`."""
+    mass: Annotated[float, Field(gt=0, le=1)] = 0.99
+    """top-k only: keep, at each position, the fewest tokens that hold this mass together; 1 keeps `max_k` of them."""
+    max_k: Count = 64
+    """top-k only: keep no more tokens than these at a position."""

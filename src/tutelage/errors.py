@@ -17,6 +17,10 @@ class InputError(TutelageError, ValueError):
     exit_status = 2
 
 
+class DoesNotFitError(InputError):
+    """Memory ran out where nothing can be done in smaller parts. The message says what needs how much."""
+
+
 class DivergedError(TutelageError, ArithmeticError):
     """A loss, gradient or score was not finite; the weights of the last good step are kept."""
 

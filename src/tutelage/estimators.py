@@ -388,4 +388,5 @@ def skew_weights(writer_logps: Ragged, reader_logps: Ragged, alpha: float) -> li
         for writer, reader in zip(writer_logps, reader_logps, strict=True)
     ]
     mean = sum(gaps) / max(1, len(gaps))
-    return [min(alpha, max(0.01, 1 - (1 - alpha) * mean / (gap + 1e-5 or 1e-5))) for gap in gaps]
+    skews = (1 - (1 - alpha) * mean / (gap + 1e-5 or 1e-5) for gap in gaps)
+    return [min(max(skew, 0.01), alpha) for skew in skews]  # in this order NaN stays NaN

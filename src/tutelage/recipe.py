@@ -15,10 +15,12 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from tutelage.config import STRICT, Data, Evaluation, Model, Train
+from tutelage.config import STRICT, Data, Evaluation, Model, TeacherCache, Train
 from tutelage.errors import InputError
 from tutelage.methods import METHODS, SFT, Method
 from tutelage.recipe_keys import recipe_keys
+from tutelage.redaction import redacted
+from tutelage.safe_yaml import parse_yaml, read_yaml
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -37,6 +39,8 @@ class Recipe:
     """Optimiser, schedule, batch."""
     evaluation: Evaluation = Field(default_factory=Evaluation)
     """What is measured on held-out rows."""
+    teacher_cache: TeacherCache = Field(default_factory=TeacherCache)
+    """What is kept of the teacher's scores, for text that does not change."""
     output: str
     """Folder of the run. It is made; a run that is already there is resumed."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -64,9 +68,29 @@ class Recipe:
                 f"method '{self.method.name}' goes by the validation loss: add data.validation, evaluation.every, "
                 "and 'loss' to evaluation.metrics"
             )
+        problems += self._problems_of_cache()
+        every, save_every = self.evaluation.every, self.train.save_every
+        if self.train.keep_best is not None and not (every and save_every and save_every % every == 0):
+            problems.append(
+                "train.keep_best compares evaluated checkpoints: add evaluation.every, and train.save_every as a "
+                "multiple of it"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _problems_of_cache(self) -> list[str]:
+        kind, asked = self.teacher_cache.kind, self.method.plan.asks_of_fixed_text
+        given = f"teacher_cache.kind is '{kind}', but method '{self.method.name}' as set up here"
+        if kind is None:
+            return []
+        if self.teacher is None or not self.method.needs_teacher or asked == "nothing":
+            return [f"{given} asks no teacher about text that was written beforehand: leave teacher_cache out"]
+        if asked == "layers":
+            return [f"{given} looks into the teacher's layers, which no cache keeps: leave teacher_cache out"]
+        if kind == "top-k" and asked != "distribution":
+            return [f"{given} needs the teacher's whole distribution: use teacher_cache.kind: hidden"]
+        return []
 
 
 _RECIPE = TypeAdapter(Recipe)
@@ -87,8 +111,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no recipe at {path}; expected a YAML file (see the folder recipes/)")
-    mapping = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    return recipe_of({**mapping}, overrides, source=str(path))
+    mapping = parse_yaml(read_yaml(path), str(path))
+    _refuse_trust(mapping, overrides, str(path))
+    return recipe_of(mapping, overrides, source=str(path))
 
 
 def recipe_of(mapping: Mapping[str, Any], overrides: Sequence[str] = (), *, source: str = "recipe") -> Recipe:
@@ -127,8 +152,8 @@ def check_section(kind: type[Section], mapping: Mapping[str, Any], name: str) ->
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """Return the recipe as YAML, every default written out; it loads again as it is."""
-    return yaml.safe_dump(_RECIPE.dump_python(recipe, mode="json"), sort_keys=False, allow_unicode=True)
+    """Return the recipe as YAML, every default written out and secrets taken out; it loads again as it is."""
+    return yaml.safe_dump(redacted(_RECIPE.dump_python(recipe, mode="json")), sort_keys=False, allow_unicode=True)
 
 
 def with_changes(recipe: Recipe, **sections: Mapping[str, Any]) -> Recipe:
@@ -162,44 +187,21 @@ def split_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
     return pairs
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: `1e-5` is a number, and a key that appears twice is a mistake."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def _mapping_without_twins(loader: _Loader, node: yaml.MappingNode) -> dict:
-    seen = set()
-    for key_node, _ in node.value:
-        if key_node.value in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key '{key_node.value}' appears twice", key_node.start_mark
-            )
-        seen.add(key_node.value)
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_twins)
-
-
-def parse_yaml(text: str, source: str, *, mapping: bool = True) -> Any:
-    """Read YAML safely.
+def _refuse_trust(mapping: Mapping[str, Any], overrides: Sequence[str], source: str) -> None:
+    """A file cannot have code run: that is for the command line to say, by whoever types it.
 
     Raises:
-        InputError: it is no YAML, or no mapping where one is expected.
+        InputError: the file tries to.
     """
-    try:
-        value = yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        raise InputError(f"{source}{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
-    if mapping and not isinstance(value, dict):
-        raise InputError(f"{source}: expected keys and values such as 'method:' and 'student:'")
-    return value
+    typed = {key for key, _ in split_overrides(overrides)}
+    for role in ("student", "teacher"):
+        section = mapping.get(role)
+        asked = isinstance(section, Mapping) and section.get("trust_remote_code") not in (None, False)
+        if asked and f"{role}.trust_remote_code" not in typed:
+            raise InputError(
+                f"{source}: {role}.trust_remote_code is not taken from a file; once you have read the model's code, "
+                f"give it on the command line: --{role}.trust-remote-code"
+            )
 
 
 def _copy(value: Any) -> Any:
@@ -218,7 +220,7 @@ def _explain(error: ValidationError, mapping: Mapping[str, Any], source: str) ->
     """Turn pydantic's report into lines that name keys as the user wrote them."""
     method = mapping.get("method")
     name = method.get("name", "sft") if isinstance(method, Mapping) else "sft"
-    known = list(recipe_keys(name if name in METHODS else "sft"))
+    known = list(recipe_keys(name if isinstance(name, str) and name in METHODS else "sft"))
     lines = []
     for problem in error.errors(include_url=False):
         place = [str(part) for part in problem["loc"]]
@@ -245,7 +247,11 @@ def _message(problem: Any, key: str, known: Sequence[str]) -> str:
     if kind == "value_error":
         return f"{key}: {text}" if key else text
     text = text.removeprefix("Input should be ")
-    return f"{key} must be {text} (got {given!r})"
+    return f"{key} must be {text} (got {_cut(repr(given))})"
+
+
+def _cut(text: str, longest: int = 200) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:

@@ -101,7 +101,7 @@ def test_check_shows_rows_counts_vocabulary_and_memory(tmp_path, capsys):
     assert main(["check", recipe_file(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "⟦a <eos>⟧" in printed or "⟦a<eos>⟧" in printed
-    for expected in ("30 of 30 training rows", "22 shared ids", "'<eos>' (1)", "together", "gkd, 6 steps"):
+    for expected in ("30 of 30 training rows", "22 shared ids", "'<eos>' (1)", "peak (in", "gkd, 6 steps"):
         assert expected in printed, expected
 
 

@@ -15,7 +15,7 @@ from tests.tiny_models import (
 )
 
 from tutelage.models.language_model import LanguageModel
-from tutelage.models.stepping import Stepper
+from tutelage.models.stepping import stepper as stepper_of
 from tutelage.rollouts.rollout import Rollout
 
 architecture = pytest.mark.parametrize("name", ARCHITECTURES)
@@ -155,9 +155,9 @@ def test_reading_token_by_token_gives_the_states_of_reading_at_once(name: str) -
     prompts = [(3, 4, 5), (6,), (7, 8, 9, 10, 11, 12, 13), (14, 15)]
     tokens = torch.tensor([[20, 21, 22, 23, 24, 25], [30, 31, 32, 33, 34, 35], [40, 41, 42, 43, 44, 45], [9] * 6])
     expected = model.hidden(Rollout.of(prompts, [(*row, 0) for row in tokens.tolist()])).view(4, 7, -1)
-    stepper = Stepper(model, prompts)
+    stepper = stepper_of(model)
     with torch.no_grad():
-        states = [stepper.start()] + [stepper.step(tokens[:, position]) for position in range(6)]
+        states = [stepper.read(prompts)] + [stepper.step(tokens[:, position]) for position in range(6)]
     assert_close(torch.stack(states, 1), expected.detach())
 
 
@@ -168,9 +168,9 @@ def test_dropping_sequences_changes_nothing_for_those_that_stay(name: str, ragge
     prompts = [(3, 4, 5), (6,), (7, 8, 9, 10, 11, 12, 13), (14, 15)] if ragged_prompts else [(3, 4), (5, 6)] * 2
     tokens = torch.tensor([[20, 21, 22, 23, 24, 25], [30, 31, 32, 33, 34, 35], [40, 41, 42, 43, 44, 45], [9] * 6])
     expected = model.hidden(Rollout.of(prompts, [(*row, 0) for row in tokens.tolist()])).view(4, 7, -1)
-    stepper, rows = Stepper(model, prompts), torch.arange(4)
+    stepper, rows = stepper_of(model), torch.arange(4)
     with torch.no_grad():
-        stepper.start()
+        stepper.read(prompts)
         for position in range(6):
             if position in (1, 4):  # 0 1 2 3 → 0 2 3 → 3 (after a change of order: 3 0)
                 kept = torch.tensor([0, 2, 3]) if position == 1 else torch.tensor([2, 0])

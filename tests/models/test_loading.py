@@ -226,7 +226,7 @@ def test_remote_code_is_refused_without_a_question(tmp_path):
         [sys.executable, "-c", script, str(tmp_path)], input="y\n", capture_output=True, text=True,
         timeout=60, env=environment, check=True,
     )  # fmt: skip
-    assert "set trust_remote_code: true together with revision" in done.stdout
+    assert "give --student.trust-remote-code" in done.stdout
     assert "[y/N]" not in done.stdout + done.stderr
     assert not (tmp_path / "owned").exists()
 

@@ -4,7 +4,7 @@ import string
 import time
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
@@ -103,13 +103,22 @@ def test_same_map_and_another_pre_tokenisation_is_refused():
         shared_vocabulary(byte_pairs(), byte_pairs(split=False), 263, 263)
 
 
+def test_added_tokens_that_take_the_space_before_them_are_refused():
+    """The same map, and the same for every text of the probe: only a text with the token in it tells them apart."""
+    student, teacher = byte_pairs(), byte_pairs()
+    student.add_tokens([AddedToken("<tool>")])
+    teacher.add_tokens([AddedToken("<tool>", lstrip=True)])
+    with pytest.raises(InputError, match=r"same ids stand for the same strings, but 'a <tool> b<tool>c' becomes"):
+        shared_vocabulary(student, teacher, 264, 264)
+
+
 def test_nothing_in_common_is_refused():
     with pytest.raises(InputError, match="no id in common"):
         shared_vocabulary(words(TOKENS), words(TOKENS), 0, 64)
 
 
 def test_probe_is_varied_and_without_repetition():
-    assert len(PROBE) == len(set(PROBE)) >= 40
+    assert len(PROBE) == len(set(PROBE)) >= 200
     text = "".join(PROBE)
     assert all(wanted in text for wanted in ("  ", "\t", "\n\n", "\r\n", "12345", "é", "e\u0301", "🙂"))
 

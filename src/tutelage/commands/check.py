@@ -1,4 +1,4 @@
-"""`tutelage check`: look at a recipe before the run, without reading any weights."""
+"""`tutelage check`: look at a recipe before the run, without reading any weights, or with two steps of it."""
 
 from collections.abc import Iterator
 
@@ -7,63 +7,87 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tutelage.commands.dry_run import dry_run
+from tutelage.commands.preflight import Findings, look
 from tutelage.data import Example, Examples
-from tutelage.evaluation.generated import answer_reader
 from tutelage.models.head import output_head
-from tutelage.models.loading import load_tokenizer, stop_ids
-from tutelage.models.skeleton import load_skeleton
-from tutelage.models.vocabulary import shared_vocabulary
 from tutelage.recipe import Recipe
 from tutelage.training.memory import estimate
-from tutelage.training.setup import (
-    check_text,
-    describe_counts,
-    needs_teacher,
-    read_texts,
-    student_tokenizer,
-    total_steps,
-)
+from tutelage.training.setup import total_steps
+from tutelage.training.texts import describe_counts
 
 _ROWS = 3
 _TOKENS = 400  # of a row that is shown
 
 
-def check(recipe: Recipe, console: Console | None = None) -> None:
+def check(recipe: Recipe, console: Console | None = None, *, two_steps: bool = False) -> None:
     """Print what a run of this recipe would be.
 
+    Args:
+        recipe: what to look at.
+        console: where to print.
+        two_steps: load the weights too, and make two steps in a folder that is taken away again.
+
     Raises:
-        InputError: something is wrong with it; the run would say the same.
+        InputError: something is wrong with it; the run would say the same. All mistakes that do not follow from
+            another are told at once.
     """
     console = console or Console(highlight=False)
-    tokenizer = student_tokenizer(recipe)
-    teacher = None
-    if recipe.teacher is not None and needs_teacher(recipe):
-        teacher = load_skeleton(recipe.teacher, "teacher")
-    student = load_skeleton(recipe.student, "student", tokenizer=tokenizer, teacher=teacher)
-    stops = stop_ids(student, tokenizer)
-    answer_reader(recipe.evaluation.answer)
-    texts = read_texts(recipe, tokenizer, stops, bool(student.config.is_encoder_decoder))
-    check_text(recipe, texts.train)
-    batch = recipe.train.batch_size
-    steps = total_steps(recipe, len(texts.train))
-    epochs = steps * batch / len(texts.train) / recipe.method.plan.inner_epochs
-
-    console.print(Text(f"method   {recipe.method.name}, {steps:,} steps of {batch} rows ({epochs:.2f} epochs)"))
-    for name, model in (("student", student), ("teacher", teacher)):
-        if model is not None:
-            console.print(Text(f"{name}  {_sizes(model)}"))
-    if teacher is not None and recipe.teacher is not None:
-        own = load_tokenizer(recipe.teacher, "teacher")
-        shared = shared_vocabulary(tokenizer, own, output_head(student).vocabulary, output_head(teacher).vocabulary)
-        console.print(Text(f"vocabulary  {shared.size:,} shared ids" + (f"; {shared.note}" if shared.note else "")))
-    names = ", ".join(f"{tokenizer.convert_ids_to_tokens(i)!r} ({i})" for i in stops)
-    console.print(Text(f"a response ends at  {names}"))
-    console.print(Text(f"rows     {describe_counts('training', texts.train)}; {_lengths(texts.train)}"))
-    if texts.validation is not None:
-        console.print(Text(f"         {describe_counts('validation', texts.validation)}"))
-    _show_rows(console, texts.train, tokenizer)
-    console.print(_memory_table(recipe, student, teacher, texts.train))
+    found = look(recipe)
+    steps = total_steps(recipe, len(found.texts.train))
+    _show_run(console, recipe, found, steps)
+    _show_rows(console, found.texts.train, found.tokenizer)
+    console.print(_memory_table(recipe, found.student, found.teacher, found.texts.train))
+    if two_steps:
+        _show_dry_run(console, recipe, steps)
     console.print(Text("nothing was trained; the recipe is ready for: tutelage train"))
+
+
+def _show_run(console: Console, recipe: Recipe, found: Findings, steps: int) -> None:
+    texts, batch = found.texts, recipe.train.batch_size
+    epochs = steps * batch / len(texts.train) / recipe.method.plan.inner_epochs
+    names = ", ".join(f"{found.tokenizer.convert_ids_to_tokens(i)!r} ({i})" for i in found.stops)
+    lines = [f"method   {recipe.method.name}, {steps:,} steps of {batch} rows ({epochs:.2f} epochs)"]
+    lines += [
+        f"{name}  {_sizes(model)}"
+        for name, model in (("student", found.student), ("teacher", found.teacher))
+        if model is not None
+    ]
+    if found.shared is not None:
+        note = f"; {found.shared.note}" if found.shared.note else ""
+        lines.append(f"vocabulary  {found.shared.size:,} shared ids{note}")
+    lines.append(f"a response ends at  {names}; {_ends(texts.train)}")
+    lines.append(f"rows     {describe_counts('training', texts.train)}; {_lengths(texts.train)}")
+    if texts.validation is not None:
+        lines.append(f"         {describe_counts('validation', texts.validation)}")
+    lines += [f"note     {note}" for note in found.notes]
+    for line in lines:
+        console.print(Text(line), soft_wrap=True)
+
+
+def _ends(examples: Examples) -> str:
+    """How many responses teach the student to stop."""
+    responses = [example for example in examples if example.response]
+    if not responses:
+        return "the data has no responses"
+    trained = sum(example.mask[-1] for example in responses)
+    return f"it is in the loss of {trained:,} of {len(responses):,} responses"
+
+
+def _show_dry_run(console: Console, recipe: Recipe, steps: int) -> None:
+    run = dry_run(recipe)
+    console.print(Text("two steps with the real weights:"))
+    for number, seconds in enumerate(run.seconds, 1):
+        phases = ", ".join(f"{phase} {value:.2f} s" for phase, value in seconds.items())
+        console.print(Text(f"  step {number}: {phases}"))
+    hours = steps * run.step_seconds / 3600
+    console.print(
+        Text(
+            f"  {steps:,} steps will take about {run.step_seconds:.2f} s each, {hours:.2f} h together, evaluations and "
+            f"saves left out; peak memory {run.peak_bytes / 2**30:.2f} GiB"
+        ),
+        soft_wrap=True,
+    )
 
 
 def _sizes(model: PreTrainedModel) -> str:

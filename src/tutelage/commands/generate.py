@@ -8,16 +8,19 @@ from typing import Any, Literal
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tutelage.commands.preflight import check_writable
 from tutelage.config import Decoding
-from tutelage.data import Example, Row, encode, read_rows
+from tutelage.data import Example, Row
 from tutelage.errors import InputError
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.loading import load_model, load_tokenizer, stop_ids
+from tutelage.models.pairing import positions
 from tutelage.recipe import Recipe, check_section
 from tutelage.rollouts.decoding import decode
 from tutelage.rollouts.texts import response_texts
 from tutelage.training.setup import student_tokenizer
-from tutelage.training.signals import StopRequest
+from tutelage.training.signals import Abandoned, listening
+from tutelage.training.texts import Reader, describe_counts, encoded, rows_of, token_notes
 
 
 def generate(
@@ -46,37 +49,39 @@ def generate(
     """
     decoding = check_section(Decoding, settings, "decoding")
     path = Path(out)
+    check_writable(path.parent)
+    read = rows_of(recipe, rows)
     model, tokenizer = _writer(recipe, by)
-    source = recipe.data.train if rows == "train" else recipe.data.validation
-    if source is None:
-        raise InputError("--rows validation: the recipe has no data.validation")
-    limit = recipe.data.limit if rows == "train" else recipe.data.validation_limit
-    read = read_rows(source, columns=recipe.data.columns, roles=recipe.data.roles, limit=limit)
-    examples = encode(
-        read, tokenizer, template=recipe.data.template, max_prompt_tokens=recipe.data.max_prompt_tokens,
-        max_tokens=recipe.data.max_tokens, stop_ids=frozenset(model.stop_ids), encoder_decoder=model.is_encoder_decoder,
-    )  # fmt: skip
+    reader = Reader(tokenizer, model.stop_ids, model.is_encoder_decoder, positions(model.model))
+    examples = encoded(recipe, read, reader, decoding.max_new_tokens)
+    print(f"data: {describe_counts(rows, examples)}")
+    for note in [*read.notes, *token_notes(examples.kept, reader)]:
+        print(f"note: {note}")
     row_of = {row.where: row for row in read}
     written = _already_written(
         path,
         {
             "model": asdict(recipe.teacher if by == "teacher" and recipe.teacher else recipe.student),
-            "rows": source,
+            "rows": recipe.data.train if rows == "train" else recipe.data.validation,
             "decoding": asdict(decoding) | {"batch_size": 0},
             "seed": recipe.seed,
         },
     )
     missing = [example for example in examples if example.where not in written]
     print(f"{len(written):,} of {len(examples):,} rows are in {path} already" if written else f"writing {path}")
-    with StopRequest() as stop, _bar() as bar:
+    done = len(written)
+    with listening() as stop, _bar() as bar:
         task = bar.add_task("generating", total=len(examples), completed=len(written))
         for start in range(0, len(missing), decoding.batch_size):
             batch = missing[start : start + decoding.batch_size]
-            _append(path, batch, _answers(model, tokenizer, batch, decoding, recipe.seed), row_of)
-            bar.advance(task, len(batch))
-            if stop.requested and start + len(batch) < len(missing):
-                done = len(written) + start + len(batch)
+            try:
+                with stop.abandonable():
+                    answers = _answers(model, tokenizer, batch, decoding, recipe.seed)
+            except Abandoned:
                 stop.leave(f"wrote {done} of {len(examples)} rows; the same command goes on from here")
+            _append(path, batch, answers, row_of)
+            done += len(batch)
+            bar.advance(task, len(batch))
 
 
 def _writer(recipe: Recipe, by: str):
@@ -117,17 +122,26 @@ def _append(path: Path, batch: Sequence[Example], answers: Sequence[str], row_of
 def _already_written(path: Path, settings: Mapping[str, Any]) -> set[str]:
     """Return which rows the file holds, after checking that it was written with the same settings."""
     note = path.with_name(f"{path.name}.settings.json")
+    described = json.dumps(settings)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file with --out")
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps(settings), encoding="utf-8")
+        note.write_text(described, encoding="utf-8")
         return set()
-    if not note.exists() or json.loads(note.read_text(encoding="utf-8")) != json.loads(json.dumps(settings)):
+    if not note.exists() or note.read_text(encoding="utf-8", errors="replace") != described:
         raise InputError(f"{path} exists and was not written with these settings (see {note.name}); name another --out")
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):  # cut short by a kill
-        lines.pop()
-        path.write_text("".join(lines), encoding="utf-8")
-    return {json.loads(line)["row"] for line in lines}
+    *lines, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    if rest:  # cut short by a kill
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return {_row_of(line, path, number) for number, line in enumerate(lines, 1)}
+
+
+def _row_of(line: str, path: Path, number: int) -> str:
+    try:
+        return str(json.loads(line)["row"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise InputError(f"{path}:{number} is no line of generated text; mend it, or name another --out") from None
 
 
 def _bar() -> Progress:

@@ -5,9 +5,22 @@
 [0, 1]
 """
 
+from tutelage.data.notes import repeat_notes
 from tutelage.data.order import Order
 from tutelage.data.plain import plain_rows
-from tutelage.data.rows import Row, fingerprint, read_rows
+from tutelage.data.row import Row, Rows
+from tutelage.data.rows import fingerprint, read_rows
 from tutelage.data.templates import Example, Examples, encode
 
-__all__ = ["Example", "Examples", "Order", "Row", "encode", "fingerprint", "plain_rows", "read_rows"]
+__all__ = [
+    "Example",
+    "Examples",
+    "Order",
+    "Row",
+    "Rows",
+    "encode",
+    "fingerprint",
+    "plain_rows",
+    "read_rows",
+    "repeat_notes",
+]

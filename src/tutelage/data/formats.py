@@ -15,6 +15,7 @@ from typing import Any
 from tutelage.data.json_files import read_json
 from tutelage.data.lines import read_text
 from tutelage.data.problems import Complaint, Problems, Record
+from tutelage.errors import InputError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 COMPRESSIBLE = tuple(suffix for suffix in SUFFIXES if suffix != ".parquet")
@@ -65,12 +66,12 @@ def _table(path: Path, delimiter: str, problems: Problems) -> Iterator[Record]:
         header = next(reader, [])
         twice = [name for name, count in Counter(header).items() if count > 1]
         if twice:
-            problems.add(":1", Complaint("key twice", f"column '{twice[0]}' appears twice"))
+            problems.lose(":1", Complaint("key twice", f"column '{twice[0]}' appears twice"))
             return
         yield from _cells(reader, header, problems)
     except csv.Error as error:
         text = f"not valid {path.suffix.lstrip('.').upper()}: {error}; is a quote left open?"
-        problems.add(f":{reader.line_num}", Complaint("not valid CSV", text))
+        problems.lose(f":{reader.line_num}", Complaint("not valid CSV", text))
 
 
 def _cells(reader: Any, header: list[str], problems: Problems) -> Iterator[Record]:
@@ -85,8 +86,11 @@ def _cells(reader: Any, header: list[str], problems: Problems) -> Iterator[Recor
 
 
 def _parquet(path: Path, problems: Problems) -> Iterator[Record]:
-    import pyarrow
-    import pyarrow.parquet
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise InputError(f"reading {path.name} needs pyarrow: pip install 'tutelage[data]'") from None
 
     count = 0
     try:
@@ -95,5 +99,6 @@ def _parquet(path: Path, problems: Problems) -> Iterator[Record]:
                 for number, fields in enumerate(batch.to_pylist(), count + 1):
                     yield Record(f" row {number}", fields)
                 count += batch.num_rows
-    except (pyarrow.ArrowException, OSError) as error:
-        problems.add("", Complaint("not Parquet", f"is not a Parquet file, or a damaged one: {error}"))
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # the last two: values of no type
+        reason = " ".join(str(error).split())
+        problems.lose("", Complaint("not Parquet", f"is not a Parquet file, or a damaged one: {reason}"))

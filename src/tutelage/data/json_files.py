@@ -66,7 +66,7 @@ def read_json(path: Path, problems: Problems) -> Iterator[Record]:
         yield from _json_array(path, problems)
     elif start.strip() == b"{":
         text = "holds one JSON object over several lines; expected an array of objects or one object a line"
-        problems.add("", Complaint("not rows", text))
+        problems.lose("", Complaint("not rows", text))
     else:
         yield from _json_lines(path, problems)
 
@@ -89,10 +89,13 @@ def _json_array(path: Path, problems: Problems) -> Iterator[Record]:
     try:
         items = reader.decoder.decode(text)
     except json.JSONDecodeError as error:
-        problems.add(f":{error.lineno}", _broken(error, text))
+        problems.lose(f":{error.lineno}", _broken(error, text))
+        return
+    except (ValueError, RecursionError) as error:
+        problems.lose("", Complaint("not valid JSON", f"not valid JSON: {error}"))
         return
     if reader.twice:
-        problems.add("", Complaint("key twice", f"has an object in which key '{reader.twice[0]}' appears twice"))
+        problems.lose("", Complaint("key twice", f"has an object in which key '{reader.twice[0]}' appears twice"))
     for number, item in enumerate(items, 1):
         yield from _checked(f" item {number}", _Parsed(item, None), problems)
 

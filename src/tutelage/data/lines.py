@@ -15,7 +15,12 @@ UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 
 def read_lines(path: Path, problems: Problems) -> Iterator[tuple[int, bytes]]:
     """Yield number and bytes of each line that is not blank, unpacked, without a byte order mark."""
-    with path.open("rb") as raw:
+    try:
+        raw = path.open("rb")
+    except OSError as error:
+        problems.lose("", Complaint("cannot be read", f"cannot be read: {error.strerror}; check its permissions"))
+        return
+    with raw:
         packed = raw.read(2) == GZIP_MAGIC
         raw.seek(0)
         handle = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if packed else raw
@@ -27,7 +32,7 @@ def read_lines(path: Path, problems: Problems) -> Iterator[tuple[int, bytes]]:
                     yield number, line
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             text = f"the gzip data is damaged or ends early ({error}); copy the file again"
-            problems.add(f":{number + 1}", Complaint("damaged gzip", text))
+            problems.lose(f":{number + 1}", Complaint("damaged gzip", text))
 
 
 def decode(data: bytes) -> str | Complaint:
@@ -54,7 +59,7 @@ def read_text(path: Path, problems: Problems) -> str | None:
         lines.extend([b"\n"] * (number - 1 - len(lines)))
         text = decode(line)
         if isinstance(text, Complaint):
-            problems.add(f":{number}", text)
+            problems.lose(f":{number}", text)
             return None
         lines.append(line)
     return None if problems.lines else b"".join(lines).decode("utf-8")

@@ -31,7 +31,8 @@ def kind_of(value: object) -> str:
     ('a list', 'a number', 'null')
     """
     names = {str: "a string", list: "a list", tuple: "a list", dict: "an object", bool: "true or false"}
-    return "null" if value is None else names.get(type(value), "a number")
+    names |= {int: "a number", float: "a number", bytes: "binary data"}
+    return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,19 @@ class Problems:
     name: str
     lines: list[str] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
+    lost: list[str] = field(default_factory=list)
+    """The lines that tell of more than one row: nothing behind them could be read."""
 
     def add(self, position: str, complaint: Complaint) -> None:
-        """Note a complaint about the row at `position` (`:17`, ` item 3`, or empty for the whole file)."""
+        """Note a complaint about the row at `position` (`:17`, ` item 3`)."""
         self.kinds[complaint.kind] += 1
         if len(self.lines) < SHOWN:
             self.lines.append(f"{self.name}{position} {complaint.text}")
+
+    def lose(self, position: str, complaint: Complaint) -> None:
+        """Note a complaint that costs the file, or the rest of it behind `position`; no option passes over it."""
+        self.add(position, complaint)
+        self.lost.append(f"{self.name}{position} {complaint.text}")
 
     def message(self) -> str:
         """All lines to show, and, where there are several problems, how many there are of each kind."""
@@ -65,17 +73,18 @@ class Problems:
         return "\n".join([*self.lines, *more, f"{count} problems{place}: {summary}"])
 
 
-def refuse(reports: Sequence[Problems]) -> None:
+def refuse(reports: Sequence[Problems], *, skip_rows: bool = False) -> None:
     """Raise one `InputError` with every problem of every file; return where there is none.
 
     Args:
         reports: the problems of each file.
+        skip_rows: pass over files in which only single rows are wrong.
 
     Raises:
         InputError: at least one of them has a problem.
 
     >>> refuse([Problems("train.jsonl")])
     """
-    messages = [report.message() for report in reports if report.lines]
+    messages = [report.message() for report in reports if (report.lost if skip_rows else report.lines)]
     if messages:
         raise InputError("\n".join(messages))

@@ -2,20 +2,18 @@
 
 import hashlib
 import json
-import logging
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 from textwrap import shorten
-from typing import Literal
+from typing import Any, Literal
 
+from tutelage.data.notes import row_notes, skipped_note, unused_note
 from tutelage.data.problems import Complaint, Problems, Record, kind_of, refuse
+from tutelage.data.row import Row, Rows
 from tutelage.data.sources import open_source
-from tutelage.data.turns import SURROGATE, Turns, out_of_turn, read_turns
+from tutelage.data.turns import SURROGATE, UNPAIRED, read_turns
 from tutelage.errors import InputError
-
-log = logging.getLogger(__name__)
 
 Kind = Literal["prompt", "completion", "messages"]
 FIELDS = ("prompt", "completion", "messages")
@@ -26,25 +24,15 @@ LIKELY_COLUMNS = {
 }
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row: a prompt, a prompt with its completion, or a conversation."""
-
-    where: str
-    """File and line, as in `train.jsonl:17`."""
-    prompt: str | None = None
-    completion: str | None = None
-    messages: Turns | None = None
-    """Turns with `role` (system, user, assistant or tool) and `content`."""
-
-
 def read_rows(
     source: str,
     *,
     columns: Mapping[str, str] | None = None,
     roles: Mapping[str, str] | None = None,
     limit: int | None = None,
-) -> list[Row]:
+    skip_bad: bool = False,
+    replace_surrogates: bool = False,
+) -> Rows:
     """Read and check rows of text.
 
     All rows are of one kind: prompts, prompts with completions, or conversations (`messages`). A
@@ -57,13 +45,16 @@ def read_rows(
         columns: maps `prompt`, `completion` and `messages` to the columns that hold them.
         roles: maps roles of the data to system, user, assistant and tool.
         limit: read only this many rows, from the start.
+        skip_bad: leave wrong rows out and count them, instead of refusing the source.
+        replace_surrogates: put U+FFFD for halves of UTF-16 pairs, which no tokenizer takes.
 
     Returns:
         The rows, in the order of the source.
 
     Raises:
         InputError: the source does not exist, or rows are wrong. The message names file and line of the
-            first 20 problems of each file and counts the rest.
+            first 20 problems of each file and counts the rest. A file that cannot be read to its end is
+            refused in any case.
 
     >>> import pathlib, tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "train.jsonl"
@@ -73,7 +64,7 @@ def read_rows(
     """
     columns, roles = columns or {}, roles or {}
     _check_mapping(columns)
-    rows: list[Row] = []
+    rows = Rows()
     reports: list[Problems] = []
     checker: _Checker | None = None
     left = limit
@@ -82,15 +73,21 @@ def read_rows(
         found = islice(records, left)
         first = next(found, None)
         if first is not None:
-            checker = checker or _Checker.for_record(problems.name, first, columns, roles)
+            checker = checker or _Checker.for_record(problems.name, first, columns, roles, replace_surrogates)
             rows += checker.rows(problems, chain([first], found))
         elif not problems.lines:
-            problems.add("", Complaint("empty", "is empty"))
+            problems.lose("", Complaint("empty", "is empty"))
         left = limit and limit - (checker.seen if checker else 0)
         if left == 0:
             break
-    refuse(reports)
-    _warn_of_turns(rows)
+    refuse(reports, skip_rows=skip_bad)
+    for problems in reports:
+        if problems.lines:
+            rows.skipped.update(problems.kinds)
+            rows.notes.append(skipped_note(problems))
+    if checker and checker.ignored:
+        rows.notes.append(unused_note(source, checker.ignored))
+    rows.notes += row_notes(rows)
     return rows
 
 
@@ -121,17 +118,21 @@ class _Checker:
     kind: Kind
     names: dict[str, str]
     roles: Mapping[str, str]
+    mend: bool
+    """Whether lone surrogates are replaced."""
+    ignored: tuple[str, ...] = ()
+    """Columns that are not used."""
     is_example: bool | None = None
     seen: int = 0
 
     @classmethod
-    def for_record(cls, file: str, record: Record, columns: Mapping[str, str], roles: Mapping[str, str]) -> "_Checker":
+    def for_record(
+        cls, file: str, record: Record, columns: Mapping[str, str], roles: Mapping[str, str], mend: bool
+    ) -> "_Checker":
         names = {field: columns.get(field, field) for field in FIELDS}
         kind = _kind(file, record, columns, names)
-        ignored = [name for name in record.fields if name not in names.values()]
-        if ignored:
-            log.info("%s: columns [%s] are not used", file, ", ".join(ignored))
-        return cls(file + record.position, kind, names, roles)
+        ignored = tuple(name for name in record.fields if name not in names.values())
+        return cls(file + record.position, kind, names, roles, mend, ignored)
 
     def rows(self, problems: Problems, records: Iterable[Record]) -> list[Row]:
         """The rows of one file; what is wrong with others goes to `problems`."""
@@ -148,6 +149,8 @@ class _Checker:
     def row(self, file: str, record: Record) -> Row | Complaint:
         """The row of a record, or what is wrong with it."""
         where = file + record.position
+        if self.mend:
+            record = record._replace(fields={name: _mended(value) for name, value in record.fields.items()})
         if self.kind == "messages":
             return self._conversation(where, record)
         complaint = self._text_complaint(where, "prompt", record)
@@ -177,7 +180,7 @@ class _Checker:
         if not value.strip():
             return Complaint("empty", f"'{name}' is empty; fill it in or drop the row")
         if SURROGATE.search(value):
-            return Complaint("invalid Unicode", f"'{name}': invalid Unicode (lone surrogate)")
+            return Complaint("invalid Unicode", f"'{name}': {UNPAIRED}")
         return None
 
     def _not_text(self, where: str, field: str, value: object) -> Complaint:
@@ -247,8 +250,19 @@ def _suggestion(found: list[str], names: Mapping[str, str]) -> str:
     return f"{{prompt: {prompt}, completion: {completion}}}" if completion else f"{{prompt: {prompt}}}"
 
 
-def _warn_of_turns(rows: list[Row]) -> None:
-    odd = [row.where for row in rows if row.messages and out_of_turn(row.messages)]
-    if odd:
-        text = f"{len(odd)} of {len(rows)} conversations have two user or two assistant turns in a row"
-        warnings.warn(f"{text} (first: {odd[0]})", stacklevel=3)
+def _mended(value: Any) -> Any:
+    """A text, or the texts of a list of turns, with U+FFFD for lone surrogates.
+
+    >>> _mended([{"role": "user", "content": "a\\ud800"}])
+    [{'role': 'user', 'content': 'a�'}]
+    """
+    if isinstance(value, str):
+        return SURROGATE.sub("\ufffd", value)
+    if not isinstance(value, list):
+        return value
+    return [
+        {key: SURROGATE.sub("\ufffd", text) if isinstance(text, str) else text for key, text in turn.items()}
+        if isinstance(turn, dict)
+        else turn
+        for turn in value
+    ]

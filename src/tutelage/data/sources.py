@@ -77,7 +77,7 @@ def _hub(source: str) -> Iterator[Record]:
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise InputError(f"reading '{source}' from the hub needs datasets: pip install datasets") from error
+        raise InputError(f"reading '{source}' from the hub needs datasets: pip install 'tutelage[data]'") from error
     try:
         table = load_dataset(name, split=split)
     except Exception as error:  # the hub fails in many ways of its own; each ends here with its reason

@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING
 
 from tutelage.data.chat import REFUSED, ChatTemplate, Rendered
 from tutelage.data.coder import Coder, Response
+from tutelage.data.limits import STOP_INSIDE, Limits
 from tutelage.data.problems import Problems, refuse
-from tutelage.data.rows import Row
+from tutelage.data.row import Row, Rows
 from tutelage.data.tokens import Ids
 from tutelage.data.turns import Turns
 from tutelage.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-STOP_INSIDE = "stop token inside the response"
-NO_PROMPT = "prompt without tokens"
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,10 @@ def encode(
     max_tokens: int,
     stop_ids: frozenset[int] = frozenset(),
     encoder_decoder: bool = False,
+    positions: int | None = None,
+    new_tokens: int = 0,
+    max_dropped: float = 1.0,
+    skip_bad: bool = False,
 ) -> Examples:
     """Turn rows into ids, and drop and count those that are too long; nothing is ever truncated.
 
@@ -84,31 +86,40 @@ def encode(
         max_tokens: rows with a longer prompt and response together are dropped.
         stop_ids: all tokens that end generation; the tokenizer's end token always is one of them.
         encoder_decoder: keep the end token that the tokenizer puts behind the encoder's input.
+        positions: what the models can look at; rows that go beyond are dropped. `None` is without end.
+        new_tokens: room for the text that a model writes, which has to fit into `positions` too.
+        max_dropped: largest share of the rows that may be dropped, those that `read_rows` skipped included.
+        skip_bad: drop conversations that the chat template refuses, instead of stopping.
 
     Returns:
         The kept examples in the order of the rows, with the counts of the dropped ones.
 
     Raises:
-        InputError: the template does not fit the rows or the tokenizer, or no row was kept.
+        InputError: the template does not fit the rows or the tokenizer, no row was kept, or too many dropped.
     """
     if tokenizer.eos_token_id is None:
         raise InputError(f"tokenizer '{tokenizer.name_or_path}' has no end token; set its eos_token")
     coder = Coder.of(tokenizer, stop_ids, encoder_decoder)
+    limits = Limits(max_prompt_tokens, max_tokens, positions, new_tokens, encoder_decoder)
+    dropped = Counter(rows.skipped if isinstance(rows, Rows) else ())
+    total = len(rows) + dropped.total()
     chat = _is_chat(rows, template)
-    texts = _chat_texts(rows, coder) if chat else _plain_texts(rows, template, coder)
+    if chat:
+        rows, texts = _chat_texts(rows, coder, dropped, skip_bad)
+    else:
+        texts = _plain_texts(rows, template, coder)
     kept: list[Example] = []
-    dropped: Counter[str] = Counter()
     for row, text, prompt, response in zip(
         rows, texts, coder.prompts(texts, chat), coder.responses(texts), strict=True
     ):
-        reason = _drop_reason(prompt, response, max_prompt_tokens, max_tokens)
-        if reason or any(coder.stops_early(content) for content in text.written):
-            dropped[reason or STOP_INSIDE] += 1
+        stops_early = response.stop_inside or any(coder.stops_early(content) for content in text.written)
+        reason = limits.reason(prompt, response.ids) or (STOP_INSIDE if stops_early else None)
+        if reason:
+            dropped[reason] += 1
         else:
             kept.append(_example(len(kept), row, text, prompt, response))
-    if not kept:
-        raise InputError(_nothing_kept(dropped, len(rows)))
-    return Examples(tuple(kept), dict(dropped), len(rows))
+    limits.check_dropped(dropped, total, max_dropped)
+    return Examples(tuple(kept), dict(dropped), total)
 
 
 def _is_chat(rows: Sequence[Row], template: str) -> bool:
@@ -137,20 +148,27 @@ def _plain_texts(rows: Sequence[Row], template: str, coder: Coder) -> list[Rende
     return texts
 
 
-def _chat_texts(rows: Sequence[Row], coder: Coder) -> list[Rendered]:
+def _chat_texts(
+    rows: Sequence[Row], coder: Coder, dropped: Counter[str], skip_bad: bool
+) -> tuple[list[Row], list[Rendered]]:
+    """The rows that the chat template takes, and their texts."""
     template = ChatTemplate(coder.tokenizer, coder.pattern)
     problems = Problems("")
+    taken: list[Row] = []
     texts: list[Rendered] = []
     for row in rows:
         text = template.render(_turns(row))
         if isinstance(text, Rendered):
+            taken.append(row)
             texts.append(replace(text, reference=coder.up_to_stop(text.reference, keep_stop=False)))
             continue
-        problems.add(row.where, text)
         if text.kind != REFUSED:
+            problems.lose(row.where, text)
             break  # the template itself is at fault: one row says it all
-    refuse([problems])
-    return texts
+        problems.add(row.where, text)
+    refuse([problems], skip_rows=skip_bad)
+    dropped.update(problems.kinds)
+    return taken, texts
 
 
 def _turns(row: Row) -> Turns:
@@ -172,20 +190,3 @@ def _example(item: int, row: Row, text: Rendered, prompt: Ids, response: Respons
         prompt_text=text.prompt,
         reference=text.reference,
     )
-
-
-def _drop_reason(prompt: Ids, response: Response, max_prompt_tokens: int, max_tokens: int) -> str | None:
-    if not prompt:
-        return NO_PROMPT
-    if len(prompt) > max_prompt_tokens:
-        return f"prompt longer than {max_prompt_tokens} tokens"
-    if len(prompt) + len(response.ids) > max_tokens:
-        return f"prompt and response longer than {max_tokens} tokens"
-    return STOP_INSIDE if response.stop_inside else None
-
-
-def _nothing_kept(dropped: Counter[str], total: int) -> str:
-    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
-    long = any("longer" in reason for reason in dropped)
-    advice = "; raise data.max_prompt_tokens or data.max_tokens, or shorten the rows" if long else ""
-    return f"no trainable rows: 0 of {total} kept ({reasons or 'there are none'}){advice}"

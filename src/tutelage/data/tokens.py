@@ -96,4 +96,4 @@ def _adds_space(tokenizer: "PreTrainedTokenizerBase") -> bool:
 
 
 def _call(tokenizer: "PreTrainedTokenizerBase", text: str | list[str], **options: Any) -> Any:
-    return tokenizer(text, truncation=False, verbose=False, **options)
+    return tokenizer(text, truncation=False, verbose=False, return_attention_mask=False, **options)

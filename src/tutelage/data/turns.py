@@ -14,6 +14,7 @@ LIKELY_ROLES: dict[str, str] = dict.fromkeys(("gpt", "bot", "model", "ai", "chat
 LIKELY_ROLES.update(developer="system", function="tool", ipython="tool")
 MAY_BE_EMPTY = ("system", "tool")
 SURROGATE = re.compile("[\ud800-\udfff]")
+UNPAIRED = "invalid Unicode (lone surrogate); mend it, or set data.surrogates: replace"
 
 
 def read_turns(value: object, label: str, roles: Mapping[str, str]) -> Turns | Complaint:
@@ -68,7 +69,7 @@ def _turn(item: Any, label: str, roles: Mapping[str, str]) -> dict[str, str] | C
         return complaint
     extra = {key: text for key, text in item.items() if isinstance(text, str) and key not in (role_key, content_key)}
     if any(SURROGATE.search(text) for text in extra.values()):
-        return Complaint("invalid Unicode", f"{label}: invalid Unicode (lone surrogate)")
+        return Complaint("invalid Unicode", f"{label}: {UNPAIRED}")
     return {"role": mapped, "content": str(content), **extra}
 
 
@@ -86,7 +87,7 @@ def _content_complaint(content: object, role: str, label: str) -> Complaint | No
     if not content.strip() and role not in MAY_BE_EMPTY:
         return Complaint("empty", f"{label} is empty; drop the conversation or this turn")
     if SURROGATE.search(content):
-        return Complaint("invalid Unicode", f"{label}: invalid Unicode (lone surrogate)")
+        return Complaint("invalid Unicode", f"{label}: {UNPAIRED}")
     return None
 
 

@@ -4,8 +4,6 @@ import re
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from rouge_score import rouge_scorer
-
 from tutelage.errors import InputError
 from tutelage.evaluation.intervals import Measurement, bootstrap_mean, proportion
 
@@ -73,6 +71,8 @@ def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> Measuremen
     >>> rouge_l(["the cat sat"], ["the cat sat"]).value
     100.0
     """
+    from rouge_score import rouge_scorer  # brings nltk and scipy along, which take a while
+
     scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
     pairs = zip(references, predictions, strict=True)
     return bootstrap_mean(

@@ -3,6 +3,7 @@
 import json
 import warnings
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,16 @@ def is_adapter(source: Source) -> bool:
     if found and source.is_local and any(Path(source.location).glob("model*.safetensors")):
         raise source.error("holds both a whole model and an adapter; move one of them to a folder of its own")
     return found
+
+
+def check_installed(source: Source) -> None:
+    """Refuse an adapter where peft is not installed.
+
+    Raises:
+        InputError: it is not.
+    """
+    if find_spec("peft") is None:
+        raise source.error("is a PEFT adapter, which needs peft: pip install 'tutelage[peft]'")
 
 
 def local(source: Source) -> Source:
@@ -87,10 +98,9 @@ def attach(base: PreTrainedModel, source: Source, *, trainable: bool) -> "PeftMo
     Raises:
         InputError: peft is missing, or the adapter is pickled, incomplete or not of this base.
     """
-    try:
-        from peft import PeftConfig, PeftModel
-    except ImportError as error:
-        raise source.error("is a PEFT adapter, which needs peft: pip install 'tutelage[peft]'") from error
+    check_installed(source)
+    from peft import PeftConfig, PeftModel
+
     adapter = local(source)
     folder = Path(adapter.location)
     if not (folder / "adapter_model.safetensors").is_file():

@@ -5,8 +5,10 @@ the same from outside.
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -179,14 +181,12 @@ def pad(sequences: list[Ids] | tuple[Ids, ...], side: str, device: torch.device)
     >>> ids.tolist(), mask.tolist()
     ([[5, 6], [0, 7]], [[1, 1], [0, 1]])
     """
-    longest = max(map(len, sequences))
-    filled, present = [], []
-    for sequence in sequences:
-        blank = longest - len(sequence)
-        left, right = (blank, 0) if side == "left" else (0, blank)
-        filled.append([_PAD] * left + list(sequence) + [_PAD] * right)
-        present.append([0] * left + [1] * len(sequence) + [0] * right)
-    return torch.tensor(filled, device=device), torch.tensor(present, device=device)
+    lengths = np.array([len(sequence) for sequence in sequences])
+    columns, longest = np.arange(lengths.max()), lengths.max()
+    present = columns >= (longest - lengths)[:, None] if side == "left" else columns < lengths[:, None]
+    ids = np.full(present.shape, _PAD)
+    ids[present] = np.fromiter(chain.from_iterable(sequences), dtype=np.int64)
+    return torch.tensor(ids, device=device), torch.tensor(present, dtype=torch.long, device=device)
 
 
 def positions(mask: Tensor) -> Tensor:

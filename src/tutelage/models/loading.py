@@ -84,7 +84,7 @@ def load_model(
     Raises:
         InputError: it cannot be loaded, is not a language model that writes text, or does not fit.
     """
-    device, dtype = _device(spec.device, role), getattr(torch, spec.dtype)
+    device, dtype = device_of(spec.device, role), getattr(torch, spec.dtype)
     if spec.from_teacher is not None:
         if teacher is None:
             raise InputError(f"from_teacher: the {role} has no teacher to be made from; give {role}.model")
@@ -243,8 +243,12 @@ def _check_folder(source: Source) -> None:
         )
 
 
-def _device(name: str, role: str) -> torch.device:
-    """The device a recipe names, if this machine has it."""
+def device_of(name: str, role: str) -> torch.device:
+    """The device a recipe names.
+
+    Raises:
+        InputError: this machine does not have it.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

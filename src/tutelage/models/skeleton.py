@@ -43,6 +43,7 @@ def load_skeleton(
         assert spec.model is not None
         source = locate(spec.model, role, spec.revision)
         if adapters.is_adapter(source):
+            adapters.check_installed(source)
             source = adapters.base_of(source)
         settings = configuration_at(source, spec.trust_remote_code)
         model = auto_class(settings, source).from_config(settings, dtype=dtype, trust_remote_code=False)

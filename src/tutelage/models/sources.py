@@ -56,9 +56,11 @@ class Source:
         text = _one_line(error)
         if "trust_remote_code" in text or "custom code" in text:
             return self.error(
-                "needs code of its own, which is not run unasked; read that code, then set "
-                "trust_remote_code: true together with revision: <the commit you read>"
+                "needs code of its own, which is not run unasked; read that code, then give "
+                "--student.trust-remote-code (or --teacher. …) together with the revision that you read"
             )
+        if isinstance(error, ImportError) and "gguf_file" in self.options:
+            return self.error("is a GGUF file, which needs: pip install 'tutelage[gguf]'")
         if "gated repo" in text:
             return self.error(_gated(self.location))
         return self.error(f"cannot be loaded: {text}")

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tutelage.errors import InputError
 
-PROBE = (
+_SEEDS = (
     "The quick brown fox jumps over the lazy dog.",
     "Don't stop; it's 5 o'clock, isn't it? I'll say we've won!",
     "internationalisation antidisestablishmentarianism supercalifragilistic",
@@ -51,7 +51,18 @@ PROBE = (
     "a" * 30 + " " * 20 + "\n" * 5 + "=" * 40,
     "",
 )  # fmt: skip
-"""Texts that tokenizers with other merges, normalisation or pre-tokenisation cut differently."""
+PROBE = tuple(
+    dict.fromkeys(
+        text
+        for number, seed in enumerate(_SEEDS)
+        for text in (seed, seed.upper(), seed.title(), f" {seed}", f"{seed}\n{_SEEDS[number - 1]}", seed[::-1])
+    )
+)
+"""Texts that tokenizers with other merges, normalisation or pre-tokenisation cut differently: each seed as it is, in
+other cases, behind a space, on a line before another seed, and backwards."""
+
+ADDED = 50
+"""How many added tokens are looked at inside a text, one by one."""
 
 TEXT_ONLY = "have the teacher write text with `tutelage generate`, and train on it with sft"
 
@@ -98,7 +109,9 @@ def shared_vocabulary(
     student, teacher = _strings(student_tokenizer, size), _strings(teacher_tokenizer, size)
     shared = student.keys() & teacher.keys()
     _check_strings(student, teacher, sorted(shared))
-    _check_probe(student_tokenizer, teacher_tokenizer)
+    added = sorted(student_tokenizer.added_tokens_decoder.keys() & teacher_tokenizer.added_tokens_decoder.keys())
+    within = [f"a {student[index]} b{student[index]}c" for index in added[:ADDED] if index in student]
+    _check_probe(student_tokenizer, teacher_tokenizer, [*PROBE, *within])
     notes = (
         _width_note(student_rows, teacher_rows, len(shared)),
         _alone_note("student", student, teacher),
@@ -128,9 +141,11 @@ def _check_strings(student: dict[int, str], teacher: dict[int, str], shared: Seq
         )
 
 
-def _check_probe(student_tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase) -> None:
-    """Equal maps can still cut text differently: other merges, normalisation or pre-tokenisation."""
-    for text in PROBE:
+def _check_probe(
+    student_tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> None:
+    """Equal maps can still cut text differently: other merges, normalisation, or spaces around added tokens."""
+    for text in texts:
         student = student_tokenizer.encode(text, add_special_tokens=False)
         teacher = teacher_tokenizer.encode(text, add_special_tokens=False)
         if student != teacher:
