@@ -109,7 +109,7 @@ def states(device: Device, positions: int, scale: Scale, dtype: torch.dtype) -> 
 def engine(tensors: tuple[Tensor, ...], divergence: str | Divergence, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Values a position and both gradients, by our engine."""
     hidden, weight = (t.detach().requires_grad_() for t in tensors[:2])
-    scores = linear_divergence(hidden, weight, *tensors[2:], divergence, **options)
+    scores = linear_divergence(hidden, weight, tensors[2], tensors[3], divergence, **options)
     scores.total.backward()
     assert scores.divergence is not None
     assert hidden.grad is not None
@@ -229,7 +229,7 @@ def ratio(ours: list[float], theirs: list[float]) -> float:
 def compare_sampling(device: Device, scale: Scale, folder: Path) -> dict[str, list[float]]:
     """Tokens a second of our decoding and of `generate`, on the student of the last steps."""
     spec = Model(model=str(folder / "student"), dtype="bfloat16", device=device.name)
-    network = load_model(spec, "student", seed=0).eval()
+    network: Any = load_model(spec, "student", seed=0).eval()
     end = scale.step_vocabulary  # an id that is never drawn
     model = LanguageModel(network, stop_ids=(end,))
     prompts = torch.randint(3, end, (4 * ROWS, 32), generator=torch.Generator().manual_seed(0))

@@ -26,6 +26,7 @@ from task import STUDENT, TEACHER, TINY, sections
 from timing import machine, save, table
 
 from tutelage.errors import InputError
+from tutelage.methods.gkd import GKD
 from tutelage.models.loading import load_model, load_tokenizer
 from tutelage.recipe import Recipe, recipe_of
 from tutelage.training.loop import Loop
@@ -71,6 +72,7 @@ def trl_trainer(recipe: Recipe, steps: int, checkpointing: bool, callback: Any) 
     from trl import DistillationConfig, DistillationTrainer
 
     assert recipe.teacher is not None
+    assert isinstance(recipe.method, GKD)
     tokenizer = load_tokenizer(recipe.student, "student")
     prompts = [json.loads(line)["prompt"] for line in Path(recipe.data.train).read_text().splitlines()]
     settings = DistillationConfig(

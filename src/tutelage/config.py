@@ -252,8 +252,8 @@ class Train:
     trackers: tuple[Literal["tensorboard"], ...] = ()
     """Further places that metrics go to, besides metrics.jsonl."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """What follows a step with a loss, gradient or score that is not finite. It is never applied; `stop` saves the last
-    good step and leaves, `skip` goes on with the next batch. Either way the batch is written to bad_batch_<step>.json."""
+    """What follows a step with a loss, gradient or score that is not finite. It is never applied; `stop` saves the
+    last good step and leaves, `skip` goes on with the next batch. Either way bad_batch_<step>.json gets the batch."""
     nonfinite_budget: Count = 10
     """How many such steps a run may skip before it stops all the same."""
     alarms: Literal["warn", "stop", "off"] = "warn"

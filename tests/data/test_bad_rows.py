@@ -138,6 +138,31 @@ def test_B14_the_text_that_is_written_has_to_fit_as_well(tmp_path, capsys):
     assert "1 prompt and 5 new tokens longer than the model's 8 positions" in capsys.readouterr().err
 
 
+def test_B14_only_the_writers_that_the_method_uses_need_room(tmp_path, capsys):
+    """gkd on the data and the student's text has a section for a writing teacher, whose default is 128 tokens."""
+    for role in ("student", "teacher"):
+        write_model(tmp_path / f"llama-{role}", 1, max_position_embeddings=16)
+    rows = line(prompt="a b c d", completion="e") * 4
+    assert run(tmp_path, "check", rows, method="gkd") == 0
+    assert run(tmp_path, "check", rows, method="seqkd") == 0
+    capsys.readouterr()
+    teacher_writes = {"offline": "teacher", "student_decoding": {"max_new_tokens": 5}}
+    assert run(tmp_path, "check", rows, method="gkd", **{"method": teacher_writes}) == 2
+    assert "4 prompt and 128 new tokens longer than the model's 16 positions" in capsys.readouterr().err
+
+
+def test_B14_measured_text_has_to_fit_behind_validation_prompts(tmp_path, capsys):
+    for role in ("student", "teacher"):
+        write_model(tmp_path / f"llama-{role}", 1, max_position_embeddings=16)
+    rows = line(prompt="a b c d", completion="e") * 4
+    held_out = tmp_path / "validation.jsonl"
+    held_out.write_text(rows)
+    for metric, status in (("loss", 0), ("rouge_l", 2), ("distances", 2)):
+        sections = {"data": {"validation": str(held_out)}, "evaluation": {"metrics": [metric]}}
+        assert run(tmp_path, "check", rows, **sections) == status
+    assert "4 prompt and 128 new tokens" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_B15_nothing_is_truncated_and_too_many_drops_stop(tmp_path, capsys, verb):
     rows = GOOD * 19 + line(prompt="a b c", completion="c")

@@ -117,7 +117,8 @@ def test_any_micro_batches_give_the_same_gradient_in_float64(name: str, method, 
 def test_any_micro_batches_give_the_same_gradient_in_float32(name: str, budget: int) -> None:
     student, teacher = pair(name, dtype=torch.float32)
     whole = by_the_loop(SHARED[0], ragged(), student, teacher)
-    assert_same(by_the_loop(SHARED[0], ragged(), student, teacher, budget), whole, 3e-6)
+    # These models differ by 0.004 nats a token, found as a difference of numbers near 1.
+    assert_same(by_the_loop(SHARED[0], ragged(), student, teacher, budget), whole, 1e-5)
 
 
 def test_budgets_cut_from_one_sequence_to_all() -> None:

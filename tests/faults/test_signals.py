@@ -21,7 +21,7 @@ from tutelage.training import export as export_module
 from tutelage.training import run as run_module
 from tutelage.training.checkpoint import newest_checkpoint
 
-ENOUGH = 8.0
+ENOUGH = 20.0
 """Seconds within which a run that was told to stop has left, on a machine that others use too."""
 
 
@@ -83,7 +83,7 @@ def test_before_the_first_step_nothing_is_lost(tmp_path, phase):
 LATER = {
     "sampling": Moment("gkd", collections.Collections, "_collect", 3),
     "collecting": Moment("minillm", collections.Collections, "_collect", 2),
-    "preparing": Moment("distillm", collections.Collections, "_prepare", 3),
+    "preparing": Moment("distillm", collections.Collections, "_prepare", 4),
     "replay": Moment("distillm", collections.Collections, "batch", 4),
     "writing the teacher's text": Moment("seqkd", samplers.TeacherSampler, "sample", 2),
     "gradients": Moment("gkd", update.Updater, "_check_and_clip", 3),

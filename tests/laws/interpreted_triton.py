@@ -4,12 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.definitions import DIVERGENCES
 from tests.laws.test_linear_divergence import Case, case, full_case
 
 from tutelage.losses import Scores, linear, linear_divergence, triton_pointwise
 
-each = pytest.mark.parametrize("text", DIVERGENCES)
+each = pytest.mark.parametrize(
+    "text",
+    ["forward_kl", "reverse_kl", "jsd(0.1)", "total_variation", "skew_forward_kl(0.1)", "skew_reverse_kl(0.7)"],
+)
+two = pytest.mark.parametrize("text", ["forward_kl", "jsd(0.9)"])
 both = pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 
 
@@ -57,7 +60,7 @@ def test_with_every_option_at_once_in_several_chunks(text: str, dtype, rtol: flo
     assert_same(as_dtype(full_case(), dtype), text, rtol, monkeypatch, memory=300)
 
 
-@each
+@two
 def test_with_no_option(text: str, monkeypatch) -> None:
     assert_same(as_dtype(case(), torch.float32), text, 1e-5, monkeypatch)
 
@@ -82,7 +85,7 @@ def test_impossible_tokens(text: str, monkeypatch) -> None:
     assert_same(as_dtype(c, torch.float32), text, 1e-5, monkeypatch)
 
 
-@each
+@two
 def test_without_gradients_nothing_is_written(text: str, monkeypatch) -> None:
     c = as_dtype(full_case(), torch.float32)
     for leaf in c.leaves():

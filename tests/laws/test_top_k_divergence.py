@@ -133,6 +133,8 @@ def test_log_probabilities_that_add_up_to_more_than_one_give_a_finite_divergence
     ids = torch.arange(K).repeat(POSITIONS, 1)
     scores = top_k_divergence(hidden, weight, ids, teacher, text)
     assert scores.divergence.isfinite().all()
+    masses = top_k_divergence(hidden.detach(), weight.detach(), ids, teacher, lambda q, p: p.exp().sum(-1))
+    torch.testing.assert_close(masses.divergence, torch.ones(POSITIONS), rtol=1e-6, atol=0)
     assert all(g.isfinite().all() for g in torch.autograd.grad(scores.total, [hidden, weight]))
 
 
@@ -155,6 +157,18 @@ def test_a_function_of_ones_own_and_a_parameter_a_position(memory: int) -> None:
     for value in (0.1, 0.5):
         one = top_k_divergence(hidden, weight, ids, logp, f"jsd({value})").divergence
         torch.testing.assert_close(mixed[parameters == value], one[parameters == value])
+
+
+def test_an_outcome_that_is_none_has_no_slope_whatever_the_function() -> None:
+    """The sum of the logarithms has one of 1 everywhere, at an id of −1 too."""
+    hidden, weight, teacher_logp = models()
+    ids, logp = record(teacher_logp)
+    ids[:, 2:], logp[:, 2:] = -1, -torch.inf
+    found = top_k_divergence(hidden, weight, ids, logp, lambda q, p: q.sum(-1)).total
+    kept = coarse(definitions.logits(hidden, weight).softmax(-1), ids[:, :2])
+    wanted = torch.autograd.grad(kept.log().sum(), [hidden, weight])
+    for mine, theirs in zip(torch.autograd.grad(found, [hidden, weight]), wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-10)
 
 
 def test_the_teachers_log_probability_of_the_target_is_its_own_or_that_of_the_tail() -> None:

@@ -185,7 +185,7 @@ def test_text_is_the_same_when_less_is_written_at_once(tmp_path, monkeypatch, ca
         return metrics
 
     monkeypatch.setattr(loop_module.Loop, "step", step)
-    refused = short_in_decoding(monkeypatch, samplers_module, 2, free=2)
+    refused = short_in_decoding(monkeypatch, samplers_module, 2, free=3)
     halved = train(recipe_of(mapping(tmp_path, method, **changes)), **SILENT)
     assert refused
     assert lines(halved.folder) == lines(whole.folder)

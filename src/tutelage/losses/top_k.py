@@ -136,15 +136,16 @@ class TopK:
         tail = rest.sum(-1, keepdim=True).clamp_min(torch.finfo(rest.dtype).tiny)
         logp = student.shifted.gather(-1, places).masked_fill(~kept, _IMPOSSIBLE)
         logp = torch.cat([logp, tail.log()], -1) - student.total.log()
-        logp = logp.masked_fill(teacher_logp == _IMPOSSIBLE, _IMPOSSIBLE)
+        none = teacher_logp == _IMPOSSIBLE
+        logp = logp.masked_fill(none, _IMPOSSIBLE)
         value, slope = self._evaluated(logp, teacher_logp, block)
         assert values.divergence is not None
         values.divergence[block.rows] = value
         if slope is None:
             return None
-        slope = slope * block.factor
+        slope = slope.masked_fill(none, 0.0) * block.factor
         rest.mul_(slope[:, -1:] / tail).addcmul_(student.exp, -slope.sum(-1, keepdim=True) / student.total)
-        return rest.scatter_add_(-1, places, slope[:, :-1] * kept)
+        return rest.scatter_add_(-1, places, slope[:, :-1])
 
     def _evaluated(self, student_logp: Tensor, teacher_logp: Tensor, block: Block) -> tuple[Tensor, Tensor | None]:
         differentiate = block.differentiate[0]

@@ -23,7 +23,7 @@ class Ledger(TorchDispatchMode):
     >>> with Ledger() as ledger:
     ...     total = torch.ones(10).double().sum()
     >>> ledger.peak, ledger.held
-    (128, 8)
+    (120, 8)
     """
 
     def __init__(self) -> None:

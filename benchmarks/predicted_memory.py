@@ -1,0 +1,84 @@
+"""The memory that `tutelage check` predicts, against the peak of a run of four steps in a process of its own.
+
+    python benchmarks/predicted_memory.py [--toy]
+
+Llamas of random weights: a student of 4 × 256, a teacher of 8 × 576, 49,152 ids; 32 sequences of 32 + 224 tokens.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from task import STUDENT, TEACHER, TINY, sections
+from timing import machine, save
+
+from tutelage.commands.preflight import look
+from tutelage.recipe import dump_recipe, load_recipe, recipe_of
+from tutelage.training.memory import estimate, resident
+from tutelage.training.run import train
+
+TOLERANCE = 0.15
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--toy", action="store_true", help="a size of seconds")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure is not None:
+        train(load_recipe(options.measure), report=lambda _: None)
+        print(resident())
+        return
+    print(f"{machine()}\n")
+    print("| run | predicted GiB | measured GiB | predicted / measured | within 15 % |\n|---|---|---|---|---|")
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, recipe in _recipes(Path(folder), toy=options.toy).items():
+            path = Path(folder) / "recipe.yaml"
+            path.write_text(recipe, encoding="utf-8")
+            predicted, measured = _predicted(path), _measured(path)
+            found[name] = {"predicted": predicted, "measured": measured}
+            within = abs(predicted / measured - 1) <= TOLERANCE
+            figures = f"{predicted / 2**30:.2f} | {measured / 2**30:.2f} | {predicted / measured:.2f}"
+            print(f"| {name} | {figures} | {'yes' if within else 'no'} |", flush=True)
+    save("predicted_memory", found)
+
+
+def _recipes(folder: Path, *, toy: bool) -> dict[str, str]:
+    vocabulary, student, teacher = (1024, TINY, TINY) if toy else (49152, STUDENT, TEACHER)
+    written = {"max_new_tokens": 8 if toy else 224, "batch_size": 32}
+    common = sections(folder, vocabulary, student, teacher, "cpu")
+    variants = {
+        "micro-batches of 1,024 tokens": {"micro_batch_tokens": 1024},
+        "of 4,096": {"micro_batch_tokens": 4096},
+        "of 8,192": {"micro_batch_tokens": 8192},
+        "of 8,192, activations recomputed": {"micro_batch_tokens": 8192, "gradient_checkpointing": True},
+        "of 8,192, bfloat16": {"micro_batch_tokens": 8192, "precision": "bfloat16"},
+    }
+    recipes = {}
+    for number, (name, changes) in enumerate(list(variants.items())[: 1 if toy else None]):
+        mapping = {
+            **common,
+            "method": {"name": "on-policy-kd", "student_decoding": written},
+            "train": {"steps": 1 if toy else 4, "batch_size": 32, **changes},
+            "output": str(folder / f"run-{number}"),
+        }
+        recipes[name] = dump_recipe(recipe_of(mapping))
+    return recipes
+
+
+def _predicted(path: Path) -> float:
+    recipe = load_recipe(path)
+    found = look(recipe)
+    return estimate(recipe, found.student, found.teacher, found.texts.train)[-1].gibibytes * 2**30
+
+
+def _measured(path: Path) -> int:
+    command = [sys.executable, __file__, "--measure", str(path)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+if __name__ == "__main__":
+    main()
