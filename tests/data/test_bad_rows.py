@@ -143,11 +143,11 @@ def test_B14_only_the_writers_that_the_method_uses_need_room(tmp_path, capsys):
     for role in ("student", "teacher"):
         write_model(tmp_path / f"llama-{role}", 1, max_position_embeddings=16)
     rows = line(prompt="a b c d", completion="e") * 4
-    assert run(tmp_path, "check", rows, method="gkd") == 0
     assert run(tmp_path, "check", rows, method="seqkd") == 0
+    assert run(tmp_path, "check", rows, method="gkd") == 0
     capsys.readouterr()
-    teacher_writes = {"offline": "teacher", "student_decoding": {"max_new_tokens": 5}}
-    assert run(tmp_path, "check", rows, method="gkd", **{"method": teacher_writes}) == 2
+    teacher_writes = ["--method.offline", "teacher"]
+    assert main(["check", str(tmp_path / "recipe.yaml"), "--method.name", "gkd", *teacher_writes]) == 2
     assert "4 prompt and 128 new tokens longer than the model's 16 positions" in capsys.readouterr().err
 
 

@@ -5,8 +5,11 @@ import pytest
 import torch
 from tests.rollouts.test_decoding import MANY_STOPS, PROMPTS, chi_square, recorded, writer
 from tests.tiny_models import ARCHITECTURES
+from transformers import MambaConfig, MambaForCausalLM
 
 from tutelage.config import Decoding
+from tutelage.errors import InputError
+from tutelage.models.language_model import LanguageModel
 from tutelage.rollouts.decoding import decode
 from tutelage.rollouts.rollout import Rollout
 from tutelage.rollouts.sampling import logp_of, truncated
@@ -64,3 +67,15 @@ def test_draws_are_those_of_the_seed_and_disturb_no_other() -> None:
     assert decode(model, PROMPTS, SAMPLE, seed=2).responses != first.responses
     later = [(1, row) for row in range(len(PROMPTS))]
     assert decode(model, PROMPTS, SAMPLE, seed=1, places=later).responses != first.responses
+
+
+def test_a_model_with_a_memory_of_its_own_is_left_to_generate() -> None:
+    """Mamba takes no `past_key_values`, and would swallow them without a word."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 20, "state_size": 4}
+    network = MambaForCausalLM(MambaConfig(**sizes, bos_token_id=0, eos_token_id=1, pad_token_id=0)).eval()
+    model = LanguageModel(network, stop_ids=(1,))
+    with pytest.raises(InputError, match="backend: generate"):
+        decode(model, PROMPTS, Decoding(max_new_tokens=5), seed=0)
+    rollout = decode(model, PROMPTS, Decoding(max_new_tokens=5, backend="generate"), seed=0)
+    expected = logp_of(model.head.logits(model.hidden(rollout)), model.targets(rollout)).detach()
+    torch.testing.assert_close(recorded(rollout), expected.double(), rtol=1e-5, atol=1e-5)

@@ -80,10 +80,11 @@ def _show_dry_run(console: Console, recipe: Recipe, steps: int) -> None:
     for number, seconds in enumerate(run.seconds, 1):
         phases = ", ".join(f"{phase} {value:.2f} s" for phase, value in seconds.items())
         console.print(Text(f"  step {number}: {phases}"))
-    hours = steps * run.step_seconds / 3600
+    minutes = steps * run.step_seconds / 60
+    together = f"{minutes:.1f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
     console.print(
         Text(
-            f"  {steps:,} steps will take about {run.step_seconds:.2f} s each, {hours:.2f} h together, evaluations and "
+            f"  {steps:,} steps will take about {run.step_seconds:.2f} s each, {together} together, evaluations and "
             f"saves left out; peak memory {run.peak_bytes / 2**30:.2f} GiB"
         ),
         soft_wrap=True,

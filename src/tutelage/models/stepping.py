@@ -6,6 +6,7 @@ sequence, `keep` drops sequences that are done. The first two return the hidden 
 """
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import cast
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 
+from tutelage.errors import InputError
 from tutelage.models.decode_cache import SlotCache
 from tutelage.models.language_model import LanguageModel, pad, positions
 from tutelage.rollouts.rollout import Ids
@@ -153,8 +155,16 @@ def stepper(model: LanguageModel) -> SlotStepper | BatchStepper:
 
     Plain means: decoder-only, every layer attends to all that came before, and masks and positions alone decide
     what is read, as transformers says of models that take a cache of fixed size.
+
+    Raises:
+        InputError: the model takes no `past_key_values` (Mamba, RWKV, XLM).
     """
     network = model.network
+    if not model.is_encoder_decoder and "past_key_values" not in signature(network.base_model.forward).parameters:
+        raise InputError(
+            f"{type(network).__name__} remembers what it has read in a way of its own that our decoding does not know; "
+            "let transformers write its text: set `backend: generate` in its decoding section"
+        )
     layers = [] if model.is_encoder_decoder else DynamicCache(config=network.config).layers
     plain = bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
     return SlotStepper(model, len(layers)) if plain and network._can_compile_fullgraph else BatchStepper(model)

@@ -173,6 +173,7 @@ def _write(folder: Path, name: str, contents: Contents) -> Path:
     staging = folder / _STAGING / name
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
+    sync(folder.parent)
     sync(folder)
     contents.write_model(staging)
     save_file({key: value.contiguous() for key, value in contents.optimizer.items()}, staging / OPTIMIZER)

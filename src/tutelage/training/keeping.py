@@ -24,7 +24,7 @@ def best_step(rule: str | None, evaluations: Sequence[Mapping[str, Any]], steps:
     if rule is None:
         return set()
     direction, metric = rule.split()
-    values = {e["step"]: e["metrics"][metric]["value"] for e in evaluations}
+    values = {e["step"]: e["metrics"][metric]["value"] for e in evaluations if metric in e["metrics"]}
     sign = 1 if direction == "lowest" else -1
     held = sorted(step for step in steps if step in values)
     return {min(held, key=lambda step: sign * values[step])} if held else set()
