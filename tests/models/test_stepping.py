@@ -4,6 +4,7 @@ import pytest
 import torch
 from tests.models.tiny import DECODERS, fresh, spread
 from tests.tiny_models import ARCHITECTURES, DECODER_ONLY, dtype_of, language_model
+from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from tutelage.models import decode_cache
 from tutelage.models.language_model import LanguageModel
@@ -122,3 +123,31 @@ def test_every_family_is_read_as_it_reads_itself(kind: str) -> None:
     for row, prompt in enumerate(PROMPTS):
         expected = states(model, prompt, tokens[row].tolist())
         torch.testing.assert_close(found[row], expected, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_model_whose_window_counts_columns_keeps_its_own_cache() -> None:
+    """GPT-Neo finds the tokens of a local layer by their columns, and its configuration says nothing of a window."""
+    sizes = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "vocab_size": 50, "window_size": 4}
+    configuration = GPTNeoConfig(**sizes, attention_types=[[["global", "local"], 1]], bos_token_id=0, eos_token_id=1)
+    model = LanguageModel(spread(GPTNeoForCausalLM(configuration)).eval(), stop_ids=(1,))
+    reader = stepper(model)
+    assert isinstance(reader, BatchStepper)
+    tokens = torch.randint(2, 50, (len(PROMPTS), 8))
+    found = torch.stack([reader.read(PROMPTS), *(reader.step(tokens[:, column]) for column in range(8))], 1)
+    for row, prompt in enumerate(PROMPTS):
+        torch.testing.assert_close(found[row], states(model, prompt, tokens[row].tolist()), rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_attention_always_has_a_mask() -> None:
+    """Sequences of one length need none, but grouped queries are slow without one."""
+    model, masks = language_model("llama"), []
+    reader = stepper(model)
+    reader.read([(3, 4), (5, 6)])
+    hook = model.network.base_model.register_forward_pre_hook(
+        lambda module, inputs, options: masks.append(options["attention_mask"]), with_kwargs=True
+    )
+    reader.step(torch.tensor([7, 8]))
+    hook.remove()
+    assert masks[0].tolist() == [[1, 1, 1, 0]] * 2

@@ -71,7 +71,7 @@ def test_draws_are_those_of_the_seed_and_disturb_no_other() -> None:
 
 def test_a_model_with_a_memory_of_its_own_is_left_to_generate() -> None:
     """Mamba takes no `past_key_values`, and would swallow them without a word."""
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 20, "state_size": 4}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 50, "state_size": 4}
     network = MambaForCausalLM(MambaConfig(**sizes, bos_token_id=0, eos_token_id=1, pad_token_id=0)).eval()
     model = LanguageModel(network, stop_ids=(1,))
     with pytest.raises(InputError, match="backend: generate"):
