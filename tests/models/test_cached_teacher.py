@@ -188,6 +188,15 @@ def test_an_interrupted_capture_ends_with_the_same_bits(tmp_path: Path, kind: Ki
     assert whole == parts
 
 
+def test_shards_follow_from_the_rows_and_not_from_their_order(tmp_path: Path) -> None:
+    store, text = ScoreStore(tmp_path, {}), ragged()
+    plans = [plan_capture(text.select(rows), store, 100.0, 600) for rows in ([0, 1, 2, 3, 4], [3, 1, 4, 0, 2, 2])]
+    found = [[tuple(plan.keys[row] for row in shard.rows) for shard in plan.shards] for plan in plans]
+    assert found[0] == found[1]
+    lengths = [text.lengths[row] for shard in plans[0].shards for row in shard.rows]
+    assert lengths == sorted(text.lengths, reverse=True)  # rows of similar length are read together
+
+
 def test_what_is_captured_already_is_not_scored_again(tmp_path: Path) -> None:
     teacher, text = LocalTeacher(FLOAT32("llama", 2)), ragged()
     captured(tmp_path, teacher, HiddenStates(), text.select([0, 1, 2]), shard_bytes=300)

@@ -96,6 +96,15 @@ def test_impossible_tokens_are_never_drawn() -> None:
     torch.testing.assert_close(logp, torch.full((2000,), -math.log(5)))
 
 
+@pytest.mark.parametrize("vocabulary", [300, 512])
+def test_the_largest_draw_is_still_a_token(vocabulary: int) -> None:
+    """Sums of blocks are rounded, so the last place may lie a little beyond the last token."""
+    last = torch.full((500,), 1 - 2**-53, dtype=torch.float64)
+    tokens, logp = draw(torch.randn(500, vocabulary), last)
+    assert int(tokens.max()) < vocabulary
+    assert logp.isfinite().all()
+
+
 def test_sequences_follow_the_models_own_distribution() -> None:
     """Every response of at most two tokens over a vocabulary of 5, enumerated."""
     model, count = writer("gpt2", (1, 3), vocabulary=5), 4000

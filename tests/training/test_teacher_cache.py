@@ -18,6 +18,7 @@ from tutelage.config import TeacherCache
 from tutelage.errors import InputError, Stopped
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.score_store import ScoreStore
+from tutelage.models.teachers import LocalTeacher
 from tutelage.recipe import Recipe, recipe_of
 from tutelage.training import loop as loop_module
 from tutelage.training import setup as run_setup
@@ -115,6 +116,26 @@ def test_under_bfloat16_products_a_bfloat16_cache_loses_nothing(tmp_path: Path) 
     runs = [train(recipe(tmp_path, cache=c, train=train_section, evaluation=measured), **SILENT) for c in caches]
     first, second = map(weights, runs)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("method", ["supervised-kd", "seqkd"])
+def test_a_capture_computes_in_what_the_run_computes_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    seen: list[bool] = []
+    original = LocalTeacher.hidden
+
+    def hidden(self, rollout):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return original(self, rollout)
+
+    monkeypatch.setattr(LocalTeacher, "hidden", hidden)
+    for precision, autocast in (("bfloat16", True), ("float32", False)):
+        seen.clear()
+        section = {"precision": precision, "steps": 1}
+        output = str(tmp_path / precision)
+        train(recipe(tmp_path, method, changes={"cross_entropy": 0.5}, train=section, output=output), **SILENT)
+        assert set(seen) == {autocast}
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])

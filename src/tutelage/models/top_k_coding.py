@@ -33,7 +33,7 @@ def pick(
     before = top.exp().cumsum(-1) - top.exp()
     kept = torch.ones_like(ids, dtype=torch.bool) if mass == 1 else before < mass
     kept[:, 0] = True
-    order = ids.masked_fill(~kept, logp.shape[-1]).argsort(-1)
+    order = ids.argsort(-1)
     ids, top, kept = (column.gather(-1, order) for column in (ids, top, kept))
     rest = logp.exp().scatter(-1, ids, torch.where(kept, 0.0, top.exp())).sum(-1)
     return kept.sum(-1), ids[kept], top[kept], rest
