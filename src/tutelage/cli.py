@@ -8,8 +8,9 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
-from tutelage.errors import Stopped, TutelageError
+from tutelage.errors import InputError, Stopped, TutelageError
 from tutelage.redaction import redacted_text
 from tutelage.training.signals import Abandoned, listening
 
@@ -44,6 +45,38 @@ CHECK = """\
 Look before the run: read the recipe, load the tokenizers, compare the vocabularies, count what is kept and
 dropped, look for rows that come twice, show three rows with the tokens in the loss coloured, estimate memory, and
 stop. No weights are read, but with --dry-run. All mistakes are told at once, with exit status 2.
+"""
+EVALUATE = """\
+Measure runs and models on tasks: small files that say on what data, with which prompt, how decoded, by which metrics.
+
+  tutelage evaluate runs/gkd runs/sft --tasks dolly,self_instruct --data-folder data
+  tutelage evaluate HuggingFaceTB/SmolLM2-135M-Instruct --tasks my-task.yaml --teacher.model BIGGER --data.limit 100
+
+Records go to evaluations/ in the run's folder, each number with its interval, its n and its protocol; what is recorded
+by the same protocol is not measured again, and an interruption costs one batch of answers. Keys of the tasks can be
+overridden (--data.limit, --decoding.max-new-tokens), those of the models too (--student.dtype, --teacher.model).
+"""
+COMPARE = """\
+Put what is on record of several runs side by side: one table a task, with 95 % intervals, the best and the second best
+marked, and those that are worse than fine-tuning. Runs are tested against the baseline on the same items, with Holm's
+correction. Numbers of different protocols are refused.
+
+  tutelage compare runs/sft runs/gkd runs/minillm
+  tutelage compare runs/sft ours=runs/gkd --format markdown --out table.md
+  tutelage compare runs/sft runs/gkd --fail-if 'gkd.rouge_l significantly < sft.rouge_l'
+
+Exit status: 0, or 1 where a condition of --fail-if holds.
+"""
+STUDY = """\
+Run a grid of recipes, seeds and settings, measure every run, and collect the tables and figures that the study names.
+
+  tutelage study studies/methods.yaml                  one run after another; the same command goes on
+  tutelage study studies/methods.yaml --shard 1/4      the first of four shares, for as many processes or machines
+  tutelage study studies/methods.yaml --collect        tables and figures of what is there
+
+Finished runs are not run again, finished evaluations are not made again. A run that diverges is noted, and the study
+goes on. Keys of the recipe that are given (--train.steps 20) hold for every run. Exit status as for train; 3 where a
+run diverged.
 """
 CACHE = """\
 Have the teacher of a recipe read the text that does not change, once, and keep what it says on disk; `train` with the
@@ -176,6 +209,41 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="load the weights too, make two steps in a folder that is taken away again, and say how long a run takes",
     )
+    evaluate = verb("evaluate", "measure runs and models on tasks", EVALUATE, recipe=False)
+    evaluate.add_argument(
+        "subjects", metavar="RUN_OR_MODEL", nargs="*", help="run or model folder, or hub id; name=FOLDER names it"
+    )
+    evaluate.add_argument("--tasks", metavar="NAME,…", help="tasks by name, or paths of YAML files")
+    evaluate.add_argument("--list", action="store_true", help="list the tasks that come with the package, and exit")
+    evaluate.add_argument("--seeds", type=int, nargs="+", default=[], metavar="N", help="in place of the tasks' own")
+    evaluate.add_argument(
+        "--data-folder", default="data", metavar="DIR", help="where data files are looked for (default: data)"
+    )
+    evaluate.add_argument(
+        "--out", metavar="DIR", help="where records of models go (default: runs/evaluations); runs keep their own"
+    )
+    compare = verb("compare", "put runs side by side", COMPARE, recipe=False)
+    compare.add_argument("folders", nargs="+", metavar="FOLDER", help="evaluated run or model; name=FOLDER names it")
+    compare.add_argument("--tasks", metavar="NAME,…", help="tasks to show (default: all on record)")
+    compare.add_argument(
+        "--baseline", metavar="FOLDER", help="run to test against (default: the one whose method is sft)"
+    )
+    compare.add_argument("--pairs", action="store_true", help="test each pair of runs, not each against the baseline")
+    compare.add_argument(
+        "--fail-if", action="append", default=[], metavar="CONDITION",
+        help="leave with status 1 if this holds: 'gkd.rouge_l [significantly] < sft.rouge_l'; may be repeated",
+    )  # fmt: skip
+    compare.add_argument(
+        "--format", choices=("table", "markdown", "latex", "json"), default="table", help="default: table"
+    )
+    compare.add_argument("--out", metavar="FILE", help="write there instead of printing")
+    study = verb("study", "run a grid of runs and collect its tables and figures", STUDY, recipe=False)
+    study.add_argument("study", metavar="STUDY", help="a YAML file")
+    study.add_argument("--folder", metavar="DIR", help="where the runs go (default: runs/studies/NAME)")
+    study.add_argument("--seeds", type=int, nargs="+", default=[], metavar="N", help="in place of the study's own")
+    study.add_argument("--shard", metavar="I/N", help="run the I-th of N shares, counted from 1")
+    study.add_argument("--collect", action="store_true", help="only collect what is there")
+    study.add_argument("--dry-run", action="store_true", help="only list the runs, once all are checked")
     verb("cache", "keep on disk what a recipe's teacher says of fixed text", CACHE)
     demo = verb("demo", "distil the embedded task and compare methods", DEMO, recipe=False)
     demo.add_argument("--folder", default="runs/demo", help="where the runs go (default: runs/demo)")
@@ -225,10 +293,10 @@ def _train(command: Command) -> None:
 
 
 def _generate(command: Command) -> None:
-    from tutelage.recipe import load_recipe, split_overrides
+    from tutelage.recipe import load_recipe
 
     recipe = load_recipe(command.options.recipe, command.overrides(without="--decoding."))
-    settings = {key.removeprefix("decoding."): value for key, value in split_overrides(command.under("--decoding."))}
+    settings = _section(command, "decoding")
     from tutelage.training.quiet import quiet_transformers
 
     quiet_transformers()
@@ -248,6 +316,70 @@ def _check(command: Command) -> None:
     from tutelage.commands.check import check
 
     check(recipe, two_steps=command.options.dry_run)
+
+
+def _evaluate(command: Command) -> None:
+    from tutelage.commands.evaluate import evaluate, list_tasks
+
+    options = command.options
+    if options.list:
+        list_tasks()
+        return
+    if not options.subjects or not options.tasks:
+        raise InputError("evaluate needs RUN_OR_MODEL and --tasks; --list shows the tasks")
+    from tutelage.training.quiet import quiet_transformers
+
+    quiet_transformers()
+    evaluate(
+        options.subjects,
+        options.tasks.split(","),
+        task_keys=[word for key in command.keys if not key[0].startswith(_OF_MODELS) for word in key],
+        student_keys=_section(command, "student"),
+        teacher_keys=_section(command, "teacher"),
+        seeds=options.seeds,
+        data_folder=options.data_folder,
+        out=options.out,
+    )
+
+
+_OF_MODELS = ("--student.", "--teacher.")
+
+
+def _section(command: Command, name: str) -> dict[str, Any]:
+    """The keys of one section that were given, with their values."""
+    from tutelage.recipe import split_overrides
+
+    return {key.removeprefix(f"{name}."): value for key, value in split_overrides(command.under(f"--{name}."))}
+
+
+def _compare(command: Command) -> None:
+    from tutelage.commands.compare import compare
+
+    options = command.options
+    compare(
+        options.folders,
+        tasks=options.tasks.split(",") if options.tasks else None,
+        baseline=options.baseline,
+        pairs=options.pairs,
+        fail_if=options.fail_if,
+        style=options.format,
+        out=options.out,
+    )
+
+
+def _study(command: Command) -> None:
+    from tutelage.commands.study import study
+
+    options = command.options
+    study(
+        options.study,
+        overrides=command.overrides(),
+        folder=options.folder,
+        seeds=options.seeds,
+        shard=options.shard,
+        collect_only=options.collect,
+        dry_run=options.dry_run,
+    )
 
 
 def _cache(command: Command) -> None:
@@ -272,4 +404,13 @@ def _demo(command: Command) -> None:
     run_demo(options.folder, options.seed, prepare_only=options.prepare, control=options.control)
 
 
-_VERBS = {"train": _train, "generate": _generate, "check": _check, "cache": _cache, "demo": _demo}
+_VERBS = {
+    "train": _train,
+    "generate": _generate,
+    "check": _check,
+    "cache": _cache,
+    "compare": _compare,
+    "study": _study,
+    "evaluate": _evaluate,
+    "demo": _demo,
+}

@@ -186,6 +186,9 @@ class Decoding:
     """Sample among the k most probable tokens only; 0 is all of them."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Sample among the most probable tokens that hold this mass; 1 is all of them."""
+    no_repeat_ngram_size: Annotated[int, Field(ge=0)] = 0
+    """Never write n tokens that stand together in the text already (for decoder-only models, in the prompt too);
+    0 forbids nothing. MiniLLM evaluates with 6."""
     beams: Count = 5
     """Width of the beam search."""
     max_new_tokens: Count = 128
@@ -195,6 +198,18 @@ class Decoding:
     backend: Literal["tutelage", "generate"] = "tutelage"
     """Who decodes: our own loop (beam search always goes to `generate`), or transformers' `generate`, whose draws
     depend on the batch."""
+
+    @model_validator(mode="after")
+    def _ngrams_are_ours(self) -> "Decoding":
+        if self.no_repeat_ngram_size and self.backend == "generate" and self.strategy != "beam":
+            raise ValueError("no_repeat_ngram_size needs backend 'tutelage' (or beam search)")
+        return self
+
+    @property
+    def samples_the_model(self) -> bool:
+        """Whether text is drawn from the model's own distribution, nothing sharpened or left out."""
+        changed = (self.temperature, self.top_k, self.top_p, self.no_repeat_ngram_size) != (1, 0, 1, 0)
+        return self.strategy == "sample" and not changed
 
 
 def _filled(**defaults: Any) -> BeforeValidator:

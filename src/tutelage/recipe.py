@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from tutelage.config import STRICT, Data, Evaluation, Model, TeacherCache, Train
 from tutelage.errors import InputError
 from tutelage.methods import METHODS, SFT, Method
-from tutelage.recipe_keys import recipe_keys
+from tutelage.recipe_keys import keys_of, recipe_keys
 from tutelage.redaction import redacted
 from tutelage.safe_yaml import parse_yaml, read_yaml
 
@@ -125,13 +125,39 @@ def recipe_of(mapping: Mapping[str, Any], overrides: Sequence[str] = (), *, sour
     >>> recipe.method.name, recipe.train.steps
     ('sft', 20)
     """
-    whole = _copy(mapping)
-    for key, value in split_overrides(overrides):
-        _write(whole, key.split("."), value)
+    whole = overridden(mapping, overrides)
     try:
         return _RECIPE.validate_python(whole)
     except ValidationError as error:
-        raise InputError(_explain(error, whole, source)) from None
+        method = whole.get("method")
+        name = method.get("name", "sft") if isinstance(method, Mapping) else "sft"
+        known = recipe_keys(name if isinstance(name, str) and name in METHODS else "sft")
+        raise InputError(_explain(error, source, list(known))) from None
+
+
+def overridden(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return a copy of a file's mapping with command-line overrides written into it."""
+    whole = _copy(mapping)
+    for key, value in split_overrides(overrides):
+        _write(whole, key.split("."), value)
+    return whole
+
+
+def checked(kind: type[Section], mapping: Mapping[str, Any], source: str) -> Section:
+    """Check a whole file of another kind than a recipe, such as a task or a study.
+
+    Args:
+        kind: the dataclass that it is read into.
+        mapping: what the file gives.
+        source: its name, for messages.
+
+    Raises:
+        InputError: a key is unknown or its value wrong; the nearest known key is named.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(dict(mapping))
+    except ValidationError as error:
+        raise InputError(_explain(error, source, [key.path for key in keys_of(kind)])) from None
 
 
 def check_section(kind: type[Section], mapping: Mapping[str, Any], name: str) -> Section:
@@ -216,11 +242,8 @@ def _write(mapping: dict[str, Any], path: Sequence[str], value: Any) -> None:
     mapping[path[-1]] = value
 
 
-def _explain(error: ValidationError, mapping: Mapping[str, Any], source: str) -> str:
+def _explain(error: ValidationError, source: str, known: Sequence[str]) -> str:
     """Turn pydantic's report into lines that name keys as the user wrote them."""
-    method = mapping.get("method")
-    name = method.get("name", "sft") if isinstance(method, Mapping) else "sft"
-    known = list(recipe_keys(name if isinstance(name, str) and name in METHODS else "sft"))
     lines = []
     for problem in error.errors(include_url=False):
         place = [str(part) for part in problem["loc"]]

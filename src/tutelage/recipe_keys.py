@@ -50,6 +50,12 @@ def recipe_keys(method: str) -> Mapping[str, Key]:
     return {key.path: replace(key, default=given.get(key.path, key.default)) for key in walked}
 
 
+def keys_of(kind: type) -> list[Key]:
+    """Return all keys of a section or a file that is read into a dataclass, in the order they are declared."""
+    schema = TypeAdapter(kind).json_schema()
+    return list(_walk("", schema, schema.get("$defs", {})))
+
+
 def describe_keys(method: str) -> str:
     """Return all keys with what they take, their defaults and their documentation, section by section."""
     lines: list[str] = []

@@ -75,14 +75,13 @@ class FDistill(Direct):
         return self
 
     def _check_sampling(self) -> None:
-        written = self.student_decoding
-        plain = (written.strategy, written.temperature, written.top_k, written.top_p) == ("sample", 1, 0, 1)
         if self.divergence == "kl":
             raise ValueError("through_sampling is about the student's text, and divergence 'kl' uses the teacher's")
-        if self.reduction != "token" or self.temperature != 1 or not plain:
+        if self.reduction != "token" or self.temperature != 1 or not self.student_decoding.samples_the_model:
             raise ValueError(
                 "through_sampling is unbiased only with reduction 'token', temperature 1, and student_decoding that "
-                "samples from the student itself (strategy sample, temperature 1, top_k 0, top_p 1)"
+                "samples from the student itself (strategy sample, temperature 1, top_k 0, top_p 1, "
+                "no_repeat_ngram_size 0)"
             )
 
     @property

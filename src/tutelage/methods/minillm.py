@@ -118,12 +118,12 @@ class MiniLLM:
         decoding = self.student_decoding
         if decoding.strategy != "sample":
             raise ValueError(f"a policy gradient needs sampled text (got the strategy '{decoding.strategy}')")
-        changed = decoding.temperature != 1 or decoding.top_k or decoding.top_p < 1
-        if self.importance != "none" and changed:
+        if self.importance != "none" and not decoding.samples_the_model:
             raise ValueError(
                 "importance weights compare the models' own distributions with the one that the text was drawn from; "
-                "sampling with temperature, top_k or top_p draws from another one, and the weights are wrong or "
-                "infinite: set temperature 1, top_k 0 and top_p 1, or importance 'none'"
+                "sampling with temperature, top_k, top_p or no_repeat_ngram_size draws from another one, and the "
+                "weights are wrong or infinite: set temperature 1, top_k 0, top_p 1 and no_repeat_ngram_size 0, or "
+                "importance 'none'"
             )
         whole = self.whiten or self.baseline == "leave_one_out"
         if whole and self.estimates == "current":

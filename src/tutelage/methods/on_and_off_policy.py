@@ -79,10 +79,10 @@ def refuse_other_policies(decoding: Decoding) -> None:
     Raises:
         ValueError: a policy gradient on such text is a gradient of something else.
     """
-    if (decoding.strategy, decoding.temperature, decoding.top_k, decoding.top_p) != ("sample", 1.0, 0, 1.0):
+    if not decoding.samples_the_model:
         raise ValueError(
             "student_decoding must sample from the student itself (strategy sample, temperature 1, top_k 0, "
-            "top_p 1): the gradient is that of the distribution the text is drawn from"
+            "top_p 1, no_repeat_ngram_size 0): the gradient is that of the distribution the text is drawn from"
         )
 
 

@@ -118,6 +118,7 @@ def decode(
                 seed=seed,
                 device=model.device,
                 on_progress=on_progress,
+                histories=[()] * len(prompts) if model.is_encoder_decoder else prompts,
             )
     return Rollout.of(prompts, responses, writer=writer, items=items, logps=logps)
 

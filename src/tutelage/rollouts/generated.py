@@ -68,6 +68,7 @@ def _batch(model: LanguageModel, prompts: list[Ids], decoding: Decoding, vocabul
         eos_token_id=list(model.stop_ids),
         pad_token_id=model.stop_ids[0],
         decoder_start_token_id=model.start_id if model.is_encoder_decoder else None,
+        no_repeat_ngram_size=decoding.no_repeat_ngram_size,
         suppress_tokens=list(range(vocabulary, model.head.vocabulary)) or None,
     )
     output = model.network.generate(  # pyright: ignore[reportCallIssue]

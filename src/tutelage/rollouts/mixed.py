@@ -119,6 +119,7 @@ def decode_mixed(
             stop_ids=student.stop_ids,
             seed=seed,
             device=student.device,
+            histories=[()] * len(prompts) if student.is_encoder_decoder else prompts,
         )
     return Rollout.of(prompts, responses, writer="mixed", items=items, logps=logps)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tutelage.config import Decoding
 from tutelage.randomness import generator
+from tutelage.rollouts.ngrams import Ngrams
 from tutelage.rollouts.rollout import Ids
 from tutelage.rollouts.sampling import draw, logp_of, truncated
 
@@ -53,6 +54,7 @@ def write(
     seed: int,
     device: torch.device,
     on_progress: Callable[[int], None] | None = None,
+    histories: Sequence[Ids] | None = None,
 ) -> Written:
     """Write one response to each prompt, at most `decoding.batch_size` of them at a time.
 
@@ -65,11 +67,12 @@ def write(
         seed: the run's seed.
         device: of the policy's logits.
         on_progress: told how many more sequences are done, whenever some are.
+        histories: what stands before each response, for `no_repeat_ngram_size`; the prompts by default.
 
     Returns:
         The responses, and the log-probability of each token under the distribution it was drawn from.
     """
-    texts = _Texts(places, decoding, stop_ids, seed, device)
+    texts = _Texts(prompts if histories is None else histories, places, decoding, stop_ids, seed, device)
     waiting = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), prompts[row], row))
     rows = chosen = torch.zeros(0, dtype=torch.long, device=device)
     open_rows = torch.ones(0, dtype=torch.bool, device=device)
@@ -106,7 +109,13 @@ class _Texts:
     """What has been written so far, of all sequences."""
 
     def __init__(
-        self, places: Sequence[Place], decoding: Decoding, stop_ids: tuple[int, ...], seed: int, device: torch.device
+        self,
+        histories: Sequence[Ids],
+        places: Sequence[Place],
+        decoding: Decoding,
+        stop_ids: tuple[int, ...],
+        seed: int,
+        device: torch.device,
     ) -> None:
         size = (len(places), decoding.max_new_tokens)
         self._decoding = decoding
@@ -115,6 +124,8 @@ class _Texts:
         self._logps = torch.zeros(size, dtype=torch.float64, device=device)
         self._lengths = torch.zeros(len(places), dtype=torch.long, device=device)
         draws = [generator(seed, "sampling", *place).random(size[1]) for place in places]
+        length = decoding.no_repeat_ngram_size
+        self._ngrams = Ngrams(length, histories) if length else None
         self._uniforms = torch.from_numpy(np.array(draws).reshape(size)).to(device)
 
     def append(self, rows: Tensor, open_rows: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,10 +139,16 @@ class _Texts:
         self._tokens[rows, position] = torch.where(open_rows, chosen, self._tokens[rows, position])
         self._logps[rows, position] = torch.where(open_rows, logp.double(), self._logps[rows, position])
         self._lengths[rows] += open_rows
+        if self._ngrams is not None:
+            for row, token, is_open in zip(rows.tolist(), chosen.tolist(), open_rows.tolist(), strict=True):
+                if is_open:
+                    self._ngrams.append(row, token)
         over = torch.isin(chosen, self._stops) | (position + 1 == self._decoding.max_new_tokens)
         return chosen, open_rows & ~over
 
     def _choose(self, logits: Tensor, rows: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        if self._ngrams is not None:
+            logits = self._ngrams.allowed(logits, rows.tolist())
         if self._decoding.strategy == "greedy":
             chosen = logits.argmax(-1)
             return chosen, logp_of(logits, chosen)
