@@ -143,7 +143,8 @@ class Data:
     """Rows of text: prompts alone, prompts with completions, or conversations (`messages`)."""
 
     train: str
-    """JSONL, JSON, CSV or Parquet file (also .gz), a folder of them, or a hub id (`name` or `name:split`)."""
+    """JSONL, JSON, CSV or Parquet file (also .gz), a folder of them, or a hub id (`name`, `name:split` or
+    `name[config]:split`)."""
     validation: str | None = None
     """Rows held out for evaluation, in the same forms."""
     text: str | None = None

@@ -252,8 +252,8 @@ def test_hub_names_and_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     asked = []
 
-    def load_dataset(name: str, split: str) -> list:
-        asked.append((name, split))
+    def load_dataset(name: str, config: str | None, split: str) -> list:
+        asked.append((name, config, split))
         if name == "gone":
             raise FileNotFoundError("no such dataset")
         return PAIRS
@@ -261,7 +261,8 @@ def test_hub_names_and_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert read_rows("org/sums:test", limit=2)[1].where == "org/sums:test row 2"
     assert len(read_rows("sums")) == 5
-    assert asked == [("org/sums", "test"), ("sums", "train")]
+    assert len(read_rows("org/sums[main]:dev")) == 5
+    assert asked == [("org/sums", None, "test"), ("sums", None, "train"), ("org/sums", "main", "dev")]
     with pytest.raises(InputError, match=r"'gone' is no local file, and split 'train'.*no such dataset"):
         read_rows("gone")
 

@@ -41,7 +41,8 @@ def read_rows(
 
     Args:
         source: JSONL, JSON, CSV, TSV or Parquet file (the text formats also as .gz), a folder of such
-            files (read in the order of their names), or a hub id (`name` or `name:split`).
+            files (read in the order of their names), or a hub id (`name`, `name:split` or
+            `name[config]:split`).
         columns: maps `prompt`, `completion` and `messages` to the columns that hold them.
         roles: maps roles of the data to system, user, assistant and tool.
         limit: read only this many rows, from the start.

@@ -9,7 +9,7 @@ from tutelage.data.formats import SUFFIXES, file_format, read_records
 from tutelage.data.problems import Problems, Record
 from tutelage.errors import InputError
 
-HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?::(?P<split>.+))?")
+HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?:\[(?P<config>[\w.-]+)\])?(?::(?P<split>.+))?")
 KNOWN = ", ".join(SUFFIXES)
 
 
@@ -17,7 +17,7 @@ def open_source(source: str) -> Iterator[tuple[Problems, Iterator[Record]]]:
     """Find what `source` names and open its files one after the other.
 
     Args:
-        source: a file, a folder, or a hub id (`name` or `name:split`).
+        source: a file, a folder, or a hub id (`name`, `name:split` or `name[config]:split`).
 
     Yields:
         For each file (or hub split) the place for its problems, and its records.
@@ -79,7 +79,7 @@ def _hub(source: str) -> Iterator[Record]:
     except ImportError as error:
         raise InputError(f"reading '{source}' from the hub needs datasets: pip install 'tutelage[data]'") from error
     try:
-        table = load_dataset(name, split=split)
+        table = load_dataset(name, match["config"], split=split)
     except Exception as error:  # the hub fails in many ways of its own; each ends here with its reason
         text = f"'{source}' is no local file, and split '{split}' of '{name}' does not load from the hub"
         raise InputError(f"{text}: {type(error).__name__}: {error}") from error

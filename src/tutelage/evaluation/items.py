@@ -103,7 +103,7 @@ def _expanded(records, column: str | None):
         if not isinstance(inner, list):
             raise InputError(f"data.records: no list in column '{column}'; found [{', '.join(record.fields)}]")
         for number, fields in enumerate(inner, 1):
-            yield Record(f" item {number}", fields)
+            yield Record(f"{record.position} item {number}", fields)
 
 
 def _shots(data: "TaskData", folder: Path) -> str:

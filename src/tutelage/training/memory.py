@@ -23,7 +23,7 @@ from tutelage.training.ledger import Ledger, as_fake, pretending
 
 _GIB = 2**30
 _LOGITS = 4  # float32 arrays of size batch × vocabulary alive while a token is drawn
-_ALLOCATOR = 1.15
+_ALLOCATOR = 1.08
 """On the CPU, resident memory over the bytes that the tensors of a phase hold: what the C library's allocator keeps
 between blocks of changing sizes (benchmarks/RESULTS.md, Memory)."""
 
