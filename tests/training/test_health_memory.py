@@ -128,7 +128,7 @@ def test_the_gradient_stays_the_same(tmp_path, monkeypatch, method, dtype):
 
     def gradients() -> dict[str, torch.Tensor]:
         updater = Updater(setup, Size("", 10_000, lambda text: None, str))
-        updater._gradients_that_fit(ragged(), ("student",))
+        updater._gradients_of_phase(ragged(), ("student",))
         return {name: p.grad.clone() for name, p in student.model.named_parameters()}
 
     whole = gradients()

@@ -12,7 +12,8 @@ from tutelage.models.language_model import LanguageModel
 from tutelage.models.stepping import stepper
 from tutelage.rollouts.generated import generate
 from tutelage.rollouts.rollout import Ids, Rollout, Writer
-from tutelage.rollouts.writing import Place, write
+from tutelage.rollouts.writing import Place, Written, write
+from tutelage.world import world
 
 
 class OneModel:
@@ -103,24 +104,39 @@ def decode(
     """
     prompts, places = [tuple(prompt) for prompt in prompts], places_of(prompts, places, model)
     vocabulary = vocabulary or model.head.vocabulary
-    with evaluating(model):
+
+    def written(prompts: list[Ids], places: list[Place]) -> Written:
         if decoding.strategy == "beam" or decoding.backend == "generate":
-            responses, logps = generate(
-                model, prompts, places, decoding, seed=seed, vocabulary=vocabulary, on_progress=on_progress
-            )
-        else:
-            responses, logps = write(
-                OneModel(model, decoding.temperature if decoding.strategy == "sample" else 1.0, vocabulary),
-                prompts,
-                places,
-                decoding,
-                stop_ids=model.stop_ids,
-                seed=seed,
-                device=model.device,
-                on_progress=on_progress,
-                histories=[()] * len(prompts) if model.is_encoder_decoder else prompts,
-            )
+            return generate(model, prompts, places, decoding, seed=seed, vocabulary=vocabulary, on_progress=on_progress)
+        return write(
+            OneModel(model, decoding.temperature if decoding.strategy == "sample" else 1.0, vocabulary),
+            prompts,
+            places,
+            decoding,
+            stop_ids=model.stop_ids,
+            seed=seed,
+            device=model.device,
+            on_progress=on_progress,
+            histories=[()] * len(prompts) if model.is_encoder_decoder else prompts,
+        )
+
+    with evaluating(model):
+        responses, logps = shared_out(written, prompts, places)
     return Rollout.of(prompts, responses, writer=writer, items=items, logps=logps)
+
+
+def shared_out(
+    written: Callable[[list[Ids], list[Place]], Written], prompts: Sequence[Ids], places: Sequence[Place]
+) -> Written:
+    """Have each process of the run write its share of the responses, long prompts and short ones alike; all get all."""
+    everyone = world()
+    order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), row))
+    mine = [order[at] for at in everyone.share(len(order))]
+    responses, logps = everyone.agreed(lambda: written([prompts[row] for row in mine], [places[row] for row in mine]))
+    pairs = everyone.collect(list(zip(responses, logps or [None] * len(mine), strict=True)), len(order))
+    back = sorted(range(len(order)), key=order.__getitem__)
+    found = [pairs[at] for at in back]
+    return [response for response, _ in found], None if logps is None else [logp for _, logp in found]
 
 
 def places_of(prompts: Sequence[Ids], places: Sequence[Place] | None, model: LanguageModel) -> Sequence[Place]:

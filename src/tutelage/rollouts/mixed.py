@@ -8,11 +8,11 @@ from torch import Tensor
 from tutelage.config import Decoding
 from tutelage.data import Example
 from tutelage.models.language_model import LanguageModel
-from tutelage.rollouts.decoding import OneModel, decode, evaluating, places_of
+from tutelage.rollouts.decoding import OneModel, decode, evaluating, places_of, shared_out
 from tutelage.rollouts.rollout import Ids, Rollout
 from tutelage.rollouts.samplers import Stateless, several
 from tutelage.rollouts.sampling import softmax_
-from tutelage.rollouts.writing import Place, write
+from tutelage.rollouts.writing import Place, Written, write
 
 
 class MixedPolicy:
@@ -110,8 +110,9 @@ def decode_mixed(
         )
 
     prompts, places = [tuple(prompt) for prompt in prompts], places_of(prompts, places, student)
-    with evaluating(student, teacher):
-        responses, logps = write(
+
+    def written(prompts: list[Ids], places: list[Place]) -> Written:
+        return write(
             MixedPolicy(student, teacher, teacher_share, decoding.temperature, vocabulary),
             prompts,
             places,
@@ -121,6 +122,9 @@ def decode_mixed(
             device=student.device,
             histories=[()] * len(prompts) if student.is_encoder_decoder else prompts,
         )
+
+    with evaluating(student, teacher):
+        responses, logps = shared_out(written, prompts, places)
     return Rollout.of(prompts, responses, writer="mixed", items=items, logps=logps)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from tutelage.errors import InputError
 from tutelage.rollouts.rollout import Ids, Rollout
+from tutelage.world import world
 
 
 class TextStore:
@@ -37,6 +38,10 @@ class TextStore:
 
     def add(self, rollout: Rollout) -> None:
         """Append the rollout's responses to the file."""
+        world().main_does(lambda: self._append(rollout))
+        self._responses |= zip(rollout.prompts, rollout.responses, strict=True)
+
+    def _append(self, rollout: Rollout) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         new = not self.path.exists()
         with self.path.open("a", encoding="utf-8") as file:
@@ -44,7 +49,6 @@ class TextStore:
                 file.write(self._header)
             for prompt, response in zip(rollout.prompts, rollout.responses, strict=True):
                 file.write(json.dumps({"prompt": prompt, "response": response}) + "\n")
-                self._responses[prompt] = response
 
     def _read(self) -> None:
         """Read the file; a last line that a kill cut short is cut off the file too."""

@@ -10,6 +10,7 @@ from tutelage.rollouts.rollout import Rollout
 from tutelage.training.nonfinite import StepRefused, Suspect
 from tutelage.training.setup import Setup
 from tutelage.training.tracking import valid_json
+from tutelage.world import world
 
 _ADVICE = {
     "teacher": "the teacher is at fault: check its dtype (bfloat16 has a wider range than float16) and that row",
@@ -48,7 +49,7 @@ class BadBatches:
             DivergedError: the recipe says stop, or the budget is spent.
         """
         path = self._setup.folder / f"bad_batch_{step + 1}.json"
-        self._write(path, refused, rollout, step)
+        world().main_does(lambda: self._write(path, refused, rollout, step))
         text = f"{refused} at step {step + 1}{self._cause(refused.suspect, rollout)}"
         skipping, budget = self._train.on_nonfinite == "skip", self._train.nonfinite_budget
         if skipping and self.skipped < budget:

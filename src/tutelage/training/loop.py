@@ -33,8 +33,9 @@ from tutelage.training.out_of_memory import Sizes, mode_kept
 from tutelage.training.progress import Display
 from tutelage.training.setup import Setup
 from tutelage.training.signals import Abandoned, StopRequest
-from tutelage.training.tracking import JsonLines, trackers
+from tutelage.training.tracking import json_lines, trackers
 from tutelage.training.update import Updater
+from tutelage.world import world
 
 
 class Loop:
@@ -75,9 +76,13 @@ class Loop:
         if checkpoint is not None:
             self._restore(checkpoint, reset_optimizer)
             lines = checkpoint.state["lines"]
-        self._metrics = JsonLines(setup.folder / "metrics.jsonl", lines.get("metrics.jsonl", 0))
-        self._samples = JsonLines(setup.folder / "samples.jsonl", lines.get("samples.jsonl", 0))
-        self._trackers = [self._metrics, *trackers(setup.folder, self._train.trackers, self._done, display.note)]
+        self._metrics = json_lines(setup.folder / "metrics.jsonl", lines.get("metrics.jsonl", 0))
+        self._samples = json_lines(setup.folder / "samples.jsonl", lines.get("samples.jsonl", 0))
+        named = self._train.trackers if world().is_main else ()
+        self._trackers = [self._metrics, *trackers(setup.folder, named, self._done, display.note)]
+        world().main_does(self._tidy)
+
+    def _tidy(self) -> None:
         tidy(self._checkpoints)
         set_aside(self._checkpoints, after=self._done)
 
@@ -256,6 +261,11 @@ class Loop:
         if self._saved == self._done:
             return
         self._display.busy("saving", 0, 1)
+        self._whole = False
+        world().main_does(self._write_checkpoint)
+        self._whole, self._saved = True, self._done
+
+    def _write_checkpoint(self) -> None:
         optimizer = {
             f"{name}/{key}": tensor
             for name, module in self._updater.modules.items()
@@ -275,10 +285,8 @@ class Loop:
         }
         size = checkpoint_bytes(self._setup.student.model)
         best = best_step(self._train.keep_best, self._evaluations, [*steps_kept(self._checkpoints), self._done])
-        self._whole = False
         contents = Contents(self.write_model, optimizer, own, state, size)
         save_checkpoint(self._checkpoints, self._done, contents, self._train.keep_checkpoints, best)
-        self._whole, self._saved = True, self._done
 
     def write_model(self, folder: Path) -> None:
         """Write the student as a Hugging Face folder that `from_pretrained` loads."""

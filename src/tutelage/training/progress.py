@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tutelage.evaluation.intervals import Measurement
+from tutelage.world import world
 
 _PLAIN_SECONDS = 10.0
 PERCENT = ("exact_answer", "same_top_token", "total_variation")
@@ -50,7 +51,7 @@ class Display(Protocol):
 
 def display(title: str, steps: int, done: int, console: Console | None = None) -> "LiveDisplay | PlainDisplay":
     """Return the display that fits the console; use it as a context manager."""
-    console = console or Console(highlight=False)
+    console = console or Console(highlight=False, quiet=not world().is_main)
     return (LiveDisplay if console.is_terminal else PlainDisplay)(title, steps, done, console)
 
 

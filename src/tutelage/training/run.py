@@ -3,7 +3,8 @@
 import json
 import os
 import platform
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from tutelage.training.loop import Loop
 from tutelage.training.progress import display
 from tutelage.training.setup import Setup, prepare
 from tutelage.training.signals import Abandoned, StopRequest, listening
+from tutelage.world import joined, world
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,9 @@ def train(
     """
     resuming = Resuming(resume, allow_change, reset_optimizer, verify)
     folder = Path(recipe.output)
-    with listening() as stop, only_writer(folder):
+    with joined() as everyone, listening() as stop, one_writer(folder):
+        if not everyone.is_main:
+            report = _silent
         try:
             with stop.abandonable():
                 begun = _begin(recipe, resuming, report)
@@ -97,7 +101,7 @@ def train(
         if isinstance(begun, Run):
             return begun
         setup, identity, checkpoint = begun
-        _describe(setup, identity)
+        everyone.main_does(lambda: _describe(setup, identity))
         done = 0 if checkpoint is None else checkpoint.step
         with display(title or recipe.method.name, setup.steps, done) as shown:
             # Not bound to a name: what the optimisers hold makes room for the model that is loaded in the end.
@@ -129,7 +133,7 @@ def _finish(setup: Setup, evaluations: list[dict[str, Any]], stop: StopRequest) 
     """Leave the evaluations and the model behind; the run is finished when both have their names."""
     try:
         with stop.abandonable():
-            staging = write_export(setup, setup.steps)
+            staging = world().main_does(lambda: write_export(setup, setup.steps))
     except Abandoned:
         stop.leave(f"all {setup.steps} steps are done and saved; the same command writes the model")
     except Exception as error:
@@ -139,10 +143,26 @@ def _finish(setup: Setup, evaluations: list[dict[str, Any]], stop: StopRequest) 
             f"{no_space(setup.folder, model_bytes(setup.student.model))}; all {setup.steps} steps are done and saved; "
             "free some space, and the same command writes the model"
         ) from error
-    text = json.dumps(evaluations, indent=1)
-    write_whole(setup.folder / "evaluation.json", lambda path: path.write_text(text, encoding="utf-8"))
-    name_export(staging)
+    world().main_does(lambda: _name(staging, evaluations))
     return Run(setup.folder, evaluations)
+
+
+def _name(staging: Path, evaluations: list[dict[str, Any]]) -> None:
+    text = json.dumps(evaluations, indent=1)
+    write_whole(staging.with_name("evaluation.json"), lambda path: path.write_text(text, encoding="utf-8"))
+    name_export(staging)
+
+
+@contextmanager
+def one_writer(folder: Path) -> Iterator[None]:
+    """`only_writer` for the first process of a run, on behalf of all of them."""
+    with ExitStack() as held:
+        world().main_does(lambda: held.enter_context(only_writer(folder)) and None)
+        yield
+
+
+def _silent(line: str) -> None:
+    """What every process has to say, the first one says."""
 
 
 def _resumable(recipe: Recipe, folder: Path, resuming: Resuming, report: Callable[[str], None]) -> Checkpoint | None:

@@ -4,6 +4,9 @@ A run computes for long and changes what lasts for moments only. Around what may
 sampling, scoring, the gradients of a step, evaluation) the first signal raises `Abandoned`, wherever the code
 stands. Around what must stay whole (the optimisers' step, a save) it is remembered, and honoured right after. A
 second signal always ends the process at once.
+
+In a run of several processes nothing is left wherever the code stands, because the others would wait for this process
+there: a signal to one of them is honoured by all where the next section begins.
 """
 
 import os
@@ -15,6 +18,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from tutelage.errors import Stopped
+from tutelage.world import world
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -63,8 +67,9 @@ class StopRequest:
         self.honour()
 
     def honour(self) -> None:
-        """Raise `Abandoned` if a signal came."""
-        if self.requested:
+        """Raise `Abandoned` if a signal came, to this process or to another one of the run."""
+        if world().any(self.requested):
+            self.requested = True
             raise Abandoned
 
     def leave(self, message: str) -> NoReturn:
@@ -78,7 +83,7 @@ class StopRequest:
         self.requested = True
         name = signal.Signals(number).name
         os.write(2, f"tutelage: {name}: stopping; a second signal ends the process at once\n".encode())
-        if self._abandonable:
+        if self._abandonable and world().size == 1:  # of several, all have to leave at the same place
             self._abandonable = False  # raised once: what follows is the tidying up
             raise Abandoned
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from tutelage.errors import InputError
 from tutelage.training.aside import Aside
+from tutelage.world import world
 
 
 class Tracker(Protocol):
@@ -62,6 +63,25 @@ class JsonLines:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+class Unwritten:
+    """In place of a file, in the processes of a run that write none."""
+
+    def bytes(self) -> int:
+        """None."""
+        return 0
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """The first process writes it."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def json_lines(path: Path, kept: int) -> JsonLines | Unwritten:
+    """Return the file to write lines to: there is one for all processes of a run."""
+    return JsonLines(path, kept) if world().is_main else Unwritten()
 
 
 def valid_json(value: Any) -> Any:

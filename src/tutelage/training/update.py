@@ -18,6 +18,7 @@ from tutelage.training.optimizer import adamw, learning_rate
 from tutelage.training.out_of_memory import Size, padded_size
 from tutelage.training.setup import Setup
 from tutelage.training.undo import Undo
+from tutelage.world import world
 
 Sums = defaultdict[str, float]
 
@@ -76,7 +77,7 @@ class Updater:
             self._teacher = RememberingTeacher(self._setup.teacher)
         try:
             for training in phases:
-                sums.update(self._gradients_that_fit(rollout, training))  # a later phase has the last word
+                sums.update(self._gradients_of_phase(rollout, training))  # a later phase has the last word
                 self._check_and_clip(rollout, training, sums)
                 commit()
                 self._apply(training, step)
@@ -88,22 +89,43 @@ class Updater:
             self._teacher = self._setup.teacher
         return sums
 
-    def _gradients_that_fit(self, rollout: Rollout, training: Sequence[str]) -> Sums:
-        """The gradients of a phase, in micro-batches as large as fit: their sum does not depend on the size."""
-        term_by_term = self._objective.plan.separate_norms and "student" in training
-        gradients = self._gradients_term_by_term if term_by_term else self._gradients
-        return self._micro_batch.fitting(
-            lambda tokens: gradients(rollout, training, tokens),
-            largest=padded_size(rollout),
-            least=max(rollout.lengths),
-        )
+    def _gradients_of_phase(self, rollout: Rollout, training: Sequence[str]) -> Sums:
+        """The gradients of a phase, in micro-batches as large as fit: their sum does not depend on the size.
 
-    def _gradients(self, rollout: Rollout, training: Sequence[str], tokens: int, only: str | None = None) -> Sums:
+        Each process takes its share of the sequences, and all end with the sum over the processes.
+        """
+        term_by_term = self._objective.plan.separate_norms and "student" in training
+        return (self._gradients_term_by_term if term_by_term else self._gradients)(rollout, training)
+
+    def _gradients(self, rollout: Rollout, training: Sequence[str], only: str | None = None) -> Sums:
         """Add up the gradients of all micro-batches, each term divided by its units in the whole step."""
+        everyone, units = world(), self._units(rollout)
+        mine = rollout.select(_spread(rollout)) if everyone.size > 1 else rollout
+        sums, losses = everyone.agreed(
+            lambda: self._micro_batch.fitting(
+                lambda tokens: self._own_gradients(mine, units, training, tokens, only),
+                largest=padded_size(mine),
+                least=max(mine.lengths, default=1),
+            )
+        )
+        losses = [loss for share in everyone.gather(losses) for loss in share]
+        if not all(map(math.isfinite, losses)):
+            wrong = next(loss for loss in losses if not math.isfinite(loss))
+            raise self._refusal(f"the loss is {wrong}", rollout, training, losses)
+        total: Sums = defaultdict(float)
+        for share in everyone.gather(sums):
+            for name, value in share.items():
+                total[name] += value
+        self._add_gradients(training)
+        return total
+
+    def _own_gradients(
+        self, rollout: Rollout, units: Mapping[str, float], training: Sequence[str], tokens: int, only: str | None
+    ) -> tuple[dict[str, float], list[float]]:
+        """The same over the sequences of this process: sums, and the loss of each micro-batch up to a bad one."""
         self._forget_gradients()
-        units = self._units(rollout)
         sums: Sums = defaultdict(float)
-        losses = []
+        losses: list[float] = []
         for part in rollout.micro_batches(tokens):
             terms = self._terms(part, training)
             loss = _loss(terms, units, only)
@@ -111,22 +133,35 @@ class Updater:
                 continue
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
-                raise self._refusal(f"the loss is {losses[-1]}", rollout, training, losses)
+                break
             loss.backward()
             sums["loss"] += losses[-1]
             for name, value in terms.metrics.items():
                 sums[name] += value.item()
             for name, count in terms.counts.items():
                 sums[f"count/{name}"] += count
-        return sums
+        return dict(sums), losses
 
-    def _gradients_term_by_term(self, rollout: Rollout, training: Sequence[str], tokens: int) -> Sums:
+    def _add_gradients(self, training: Sequence[str]) -> None:
+        """Sum the gradients over the processes; what has a gradient in one of them has it in all."""
+        everyone = world()
+        if everyone.size == 1:
+            return
+        parameters = [p for name in training for p in self.modules[name].parameters() if p.requires_grad]
+        having = [any(flags) for flags in zip(*everyone.gather([p.grad is not None for p in parameters]), strict=True)]
+        touched = [parameter for parameter, has in zip(parameters, having, strict=True) if has]
+        for parameter in touched:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        everyone.add(parameter.grad for parameter in touched)
+
+    def _gradients_term_by_term(self, rollout: Rollout, training: Sequence[str]) -> Sums:
         """The same, one pass a term, with the norm of each term's gradient of the student."""
         parameters = [p for name in training for p in self.modules[name].parameters() if p.requires_grad]
         total: dict[nn.Parameter, Tensor] = {}
         sums: Sums = defaultdict(float)
         for name in self._units(rollout):
-            found = self._gradients(rollout, training, tokens, only=name)
+            found = self._gradients(rollout, training, only=name)
             loss = sums["loss"] + found["loss"]
             sums.update(found)
             sums["loss"] = loss
@@ -193,6 +228,12 @@ class Updater:
         refused.training, refused.losses = training, losses
         refused.sums = sums or {"loss": losses[-1] if losses else math.nan}
         return refused
+
+
+def _spread(rollout: Rollout) -> list[int]:
+    """The sequences of this process: every so-manyth of those in order of length, so that all have about as much."""
+    order = sorted(range(len(rollout)), key=lambda row: (-rollout.lengths[row], row))
+    return [order[at] for at in world().share(len(order))]
 
 
 def _loss(terms: Terms, units: Mapping[str, float], only: str | None = None) -> Tensor | None:

@@ -1,0 +1,131 @@
+"""The processes of one run, as torchrun starts them: each computes its share, and all of them know all text.
+
+A run of several processes is the same program in each of them. What is large (activations, gradients) each process has
+for its share of the sequences; what is small (rows, text, numbers, decisions) every process has in full, so all of them
+take the same way and end in the same weights, whatever their number. Files are written by the first one alone.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+Value = TypeVar("Value")
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a process waits for the others before it takes them for lost; `TUTELAGE_TIMEOUT_MINUTES` changes it."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run, seen from one of them.
+
+    >>> world().size, world().is_main, world().share(3), world().gather("a")
+    (1, True, [0, 1, 2], ['a'])
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and talks to the user."""
+        return self.rank == 0
+
+    def share(self, count: int) -> list[int]:
+        """The numbers below `count` that are this process's: every `size`-th, so that what is sorted is spread."""
+        return list(range(self.rank, count, self.size))
+
+    def gather(self, value: Value) -> list[Value]:
+        """What each process gives, in the order of their ranks."""
+        if self.size == 1:
+            return [value]
+        from torch import distributed
+
+        found: list[Any] = [None] * self.size
+        distributed.all_gather_object(found, value)
+        return found
+
+    def collect(self, mine: Sequence[Value], count: int) -> list[Value]:
+        """Put together what the processes found for their shares of `count` things, in the things' order."""
+        shares = self.gather(list(mine))
+        return [shares[at % self.size][at // self.size] for at in range(count)]
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says yes."""
+        return any(self.gather(flag))
+
+    def agreed(self, action: Callable[[], Value]) -> Value:
+        """Do something that may fail in one process alone, without talking to the others meanwhile.
+
+        Raises:
+            Exception: that of the first process in which it failed, in all of them.
+        """
+        if self.size == 1:
+            return action()
+        value, error = _outcome(action)
+        errors = [error for error in self.gather(error) if error is not None]
+        if errors:
+            raise errors[0]
+        return value  # type: ignore[return-value]
+
+    def main_does(self, action: Callable[[], Value]) -> Value:
+        """Have the first process do something while the others wait; all get what it returns, or raises."""
+        if self.size == 1:
+            return action()
+        outcome = self.gather(_outcome(action) if self.is_main else None)[0]
+        assert outcome is not None
+        value, error = outcome
+        if error is not None:
+            raise error
+        return value  # type: ignore[return-value]
+
+    def add(self, tensors: Iterable[Any]) -> None:
+        """Put in the place of each tensor its sum over the processes."""
+        if self.size == 1:
+            return
+        from torch import distributed
+
+        for work in [distributed.all_reduce(tensor, async_op=True) for tensor in tensors]:
+            work.wait()
+
+
+def _outcome(action: Callable[[], Value]) -> tuple[Value | None, Exception | None]:
+    try:
+        return action(), None
+    except Exception as error:
+        return None, error
+
+
+_ALONE = World()
+_world = _ALONE
+
+
+def world() -> World:
+    """The processes of this run; one alone unless torchrun started several and `joined` was entered."""
+    return _world
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """Join the processes that torchrun started, for as long as this lasts. Within itself, or alone, it does nothing."""
+    global _world
+    if _world is not _ALONE or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield _world
+        return
+    import torch
+    from torch import distributed
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    minutes = os.environ.get("TUTELAGE_TIMEOUT_MINUTES")
+    distributed.init_process_group(backend, timeout=timedelta(minutes=float(minutes)) if minutes else TIMEOUT)
+    _world = World(distributed.get_rank(), distributed.get_world_size())
+    try:
+        yield _world
+    finally:
+        _world = _ALONE
+        distributed.destroy_process_group()
