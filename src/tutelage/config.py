@@ -252,6 +252,9 @@ class Train:
     """Largest norm of the gradient; `null` never clips (the norm is logged all the same)."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """`bfloat16` runs the forward and backward passes under autocast; the weights keep their type."""
+    shard: Literal["none", "student", "both"] = "none"
+    """With several processes: what is cut over them, so that each holds a part of the weights, gradients and optimiser
+    state (docs/scale.md): nothing, the student, or student and teacher."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     dropout: bool = False

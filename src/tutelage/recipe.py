@@ -68,6 +68,10 @@ class Recipe:
                 f"method '{self.method.name}' goes by the validation loss: add data.validation, evaluation.every, "
                 "and 'loss' to evaluation.metrics"
             )
+        if self.train.shard != "none" and self.method.plan.asks_of_fixed_text == "layers":
+            problems.append(
+                f"method '{self.method.name}' looks into the models' layers, which cannot be cut: leave train.shard out"
+            )
         problems += self._problems_of_cache()
         every, save_every = self.evaluation.every, self.train.save_every
         if self.train.keep_best is not None and not (every and save_every and save_every % every == 0):

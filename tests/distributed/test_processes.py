@@ -86,3 +86,37 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(tmp_path):
     assert launched(tmp_path, [{"recipe": recipe}]) == [["finished", "finished"]]
     train(recipe_of({**recipe, "output": str(tmp_path / "whole")}), **QUIET)
     assert_close(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory):
+    """One method of each kind, with student and teacher cut over two processes."""
+    folder = tmp_path_factory.mktemp("cut")
+    jobs = [{"recipe": sharded(folder, method, folder / f"two-{method}")} for method in CUT]
+    assert launched(folder, jobs) == [["finished", "finished"]] * len(jobs)
+    return folder
+
+
+CUT = ("sft", "gkd", "minillm", "moment-matching", "minillm-ranking", "gkd-reward")
+
+
+def sharded(folder: Path, method: str, output: Path) -> dict:
+    return mapping(folder, method, train={"shard": "both"}, output=str(output))
+
+
+@pytest.mark.parametrize("method", CUT)
+def test_models_cut_over_two_processes_make_the_same_run(cut, method):
+    one = train(recipe_of(mapping(cut, method, output=str(cut / f"one-{method}"))), **QUIET).folder
+    assert_close(one, cut / f"two-{method}")
+
+
+def test_a_run_with_cut_models_goes_on_whole_and_the_other_way_round(tmp_path):
+    """The checkpoint is the same file either way; the number of processes and the cutting are no part of the run."""
+    output = tmp_path / "stopped"
+    launched(tmp_path, [{"recipe": sharded(tmp_path, "gkd", output), "step": 2, "rank": 0, "signal": "SIGTERM"}])
+    launched(
+        tmp_path, [{"recipe": sharded(tmp_path, "gkd", output), "step": 4, "rank": 0, "signal": "SIGTERM"}], processes=1
+    )
+    assert launched(tmp_path, [{"recipe": sharded(tmp_path, "gkd", output)}]) == [["finished", "finished"]]
+    train(recipe_of(mapping(tmp_path, "gkd", output=str(tmp_path / "whole"))), **QUIET)
+    assert_close(tmp_path / "whole", output)

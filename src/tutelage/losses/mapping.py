@@ -43,8 +43,8 @@ def map_vocabulary(
     [0, 1]
     """
     size = vocabulary or min(h.vocabulary for h in (student_head, teacher_head, extra_head) if h is not None)
-    student, teacher = student_head.narrow(size), teacher_head.narrow(size)
-    extra = None if extra_head is None else extra_head.narrow(size)
+    student, teacher = student_head.gathered().narrow(size), teacher_head.gathered().narrow(size)
+    extra = None if extra_head is None else extra_head.gathered().narrow(size)
     # An empty chunk gives the result its trailing shape when there are no positions at all.
     chunks = list(slices(len(student_hidden), chunk_size(size, memory))) or [slice(0, 0)]
     with torch.no_grad():

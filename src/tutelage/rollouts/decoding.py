@@ -9,6 +9,7 @@ from torch import Tensor
 from tutelage.config import Decoding
 from tutelage.losses.product import product
 from tutelage.models.language_model import LanguageModel
+from tutelage.models.sharding import whole
 from tutelage.models.stepping import stepper
 from tutelage.rollouts.generated import generate
 from tutelage.rollouts.rollout import Ids, Rollout, Writer
@@ -27,7 +28,7 @@ class OneModel:
 
     def __init__(self, model: LanguageModel, temperature: float = 1.0, vocabulary: int | None = None) -> None:
         self._stepper = stepper(model)
-        self._head = model.head.narrow(vocabulary or model.head.vocabulary)
+        self._head = model.head.gathered().narrow(vocabulary or model.head.vocabulary)
         self._temperature = temperature
 
     @property
@@ -54,12 +55,12 @@ class OneModel:
 
 @contextmanager
 def evaluating(*models: LanguageModel) -> Iterator[None]:
-    """Without dropout and gradients; the models are as they were afterwards, whatever happens in between."""
+    """Without dropout and gradients, and with weights that are whole in every process; the models are as they were afterwards, whatever happens in between."""
     were_training = [model.network.training for model in models]
     for model in models:
         model.network.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), whole(*(model.network for model in models)):
             yield
     finally:
         for model, was_training in zip(models, were_training, strict=True):

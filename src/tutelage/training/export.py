@@ -1,6 +1,7 @@
 """The finished student: written aside, loaded again, compared with the one that was trained, and then named."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,10 +10,12 @@ from torch import Tensor
 from tutelage.errors import TutelageError
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.loading import load_model
+from tutelage.models.sharding import is_sharded, whole_tensors
 from tutelage.rollouts.rollout import Rollout
 from tutelage.sealing import sync
 from tutelage.training.manifest import facts_of, faults, seal
 from tutelage.training.setup import Setup, model_of_checkpoint
+from tutelage.world import world
 
 TOLERANCE = 1e-3
 """Largest difference of a logit between the student and its copy, as a share of the largest logit."""
@@ -32,14 +35,32 @@ def write_export(setup: Setup, steps: int) -> Path:
     Raises:
         TutelageError: the copy computes something else.
     """
+    probe, write = _probe(setup), model_writer(setup)
+    here = _logits(setup.student, probe)
+    return world().main_does(lambda: _written_and_compared(setup, steps, write, probe, here))
+
+
+def model_writer(setup: Setup) -> Callable[[Path], None]:
+    """Return what writes the student as a Hugging Face folder. Every process asks for it, and one of them writes."""
+    model = setup.student.model
+    tensors = whole_tensors(model.state_dict()) if is_sharded(model) else None
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder, **({} if tensors is None else {"state_dict": tensors}))
+        setup.tokenizer.save_pretrained(folder)
+
+    return write
+
+
+def _written_and_compared(
+    setup: Setup, steps: int, write: Callable[[Path], None], probe: Rollout, here: Tensor
+) -> Path:
     staging = setup.folder / ".staging-model"
     shutil.rmtree(staging, ignore_errors=True)
-    setup.student.model.save_pretrained(staging)
-    setup.tokenizer.save_pretrained(staging)
+    write(staging)
     spec = model_of_checkpoint(setup.recipe, staging)
     copy = LanguageModel(load_model(spec, "student", seed=setup.recipe.seed), setup.student.stop_ids)
-    probe = _probe(setup)
-    here, there = (_logits(model, probe) for model in (setup.student, copy))
+    there = _logits(copy, probe)
     difference, largest = (here - there).abs().max().item(), here.abs().max().item()
     if not difference <= TOLERANCE * max(1.0, largest):
         raise TutelageError(
@@ -79,6 +100,6 @@ def _probe(setup: Setup) -> Rollout:
 def _logits(model: LanguageModel, probe: Rollout) -> Tensor:
     was_training = model.network.training
     model.network.eval()
-    logits = model.head.logits(model.hidden(probe)).float()
+    logits = model.head.gathered().logits(model.hidden(probe)).float()
     model.network.train(was_training)
     return logits

@@ -11,7 +11,7 @@ from tutelage.recipe import Recipe, dump_recipe, parse_yaml, recipe_of
 from tutelage.training.setup import Setup, needs_teacher
 
 CHANGEABLE = ("train.steps", "train.epochs", "train.save_every", "train.log_every", "train.keep_checkpoints",
-              "train.keep_best", "train.trackers", "train.micro_batch_tokens", "train.on_nonfinite",
+              "train.keep_best", "train.trackers", "train.micro_batch_tokens", "train.shard", "train.on_nonfinite",
               "train.nonfinite_budget", "train.alarms", "evaluation", "teacher_cache.folder", "output")  # fmt: skip
 """Keys that may differ when a run is resumed: they do not change what is learnt at a step."""
 FIXED = ("method.name", "student.model", "student.from_config", "student.from_teacher")

@@ -7,7 +7,7 @@ is therefore thrown away, the run saved as of its last finished step, and what w
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +19,14 @@ from torch import Tensor
 from tutelage.data import Examples
 from tutelage.errors import DivergedError, DoesNotFitError, InputError
 from tutelage.evaluation.evaluate import Result, evaluate
+from tutelage.models.sharding import whole_tensors
 from tutelage.randomness import generator
 from tutelage.rollouts.rollout import Rollout
 from tutelage.training.bad_batches import BadBatches
 from tutelage.training.checkpoint import Checkpoint, Contents, save_checkpoint, set_aside, steps_kept, tidy
 from tutelage.training.collections import Collections
 from tutelage.training.disk import checkpoint_bytes
+from tutelage.training.export import model_writer
 from tutelage.training.health import Watch
 from tutelage.training.keeping import best_step, check_rule
 from tutelage.training.nonfinite import StepRefused
@@ -262,15 +264,16 @@ class Loop:
             return
         self._display.busy("saving", 0, 1)
         self._whole = False
-        world().main_does(self._write_checkpoint)
-        self._whole, self._saved = True, self._done
-
-    def _write_checkpoint(self) -> None:
         optimizer = {
             f"{name}/{key}": tensor
             for name, module in self._updater.modules.items()
             for key, tensor in state_tensors(module, self._updater.optimizers[name]).items()
         }
+        write_model, optimizer = model_writer(self._setup), whole_tensors(optimizer)
+        world().main_does(lambda: self._write_checkpoint(write_model, optimizer))
+        self._whole, self._saved = True, self._done
+
+    def _write_checkpoint(self, write_model: Callable[[Path], None], optimizer: Mapping[str, Tensor]) -> None:
         own = {f"{n}/{key}": tensor for n, m in self._updater.own.items() for key, tensor in m.state_dict().items()}
         state = {
             "step": self._done,
@@ -285,13 +288,8 @@ class Loop:
         }
         size = checkpoint_bytes(self._setup.student.model)
         best = best_step(self._train.keep_best, self._evaluations, [*steps_kept(self._checkpoints), self._done])
-        contents = Contents(self.write_model, optimizer, own, state, size)
+        contents = Contents(write_model, optimizer, own, state, size)
         save_checkpoint(self._checkpoints, self._done, contents, self._train.keep_checkpoints, best)
-
-    def write_model(self, folder: Path) -> None:
-        """Write the student as a Hugging Face folder that `from_pretrained` loads."""
-        self._setup.student.model.save_pretrained(folder)
-        self._setup.tokenizer.save_pretrained(folder)
 
     def _restore(self, checkpoint: Checkpoint, reset_optimizer: bool) -> None:
         state, own = checkpoint.state, checkpoint.modules()

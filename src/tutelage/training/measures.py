@@ -99,7 +99,7 @@ def mass_outside(teacher: Teacher, rollout: Rollout, vocabulary: int) -> float:
         rollout: text with at least one token in the loss.
         vocabulary: number of leading ids that both share.
     """
-    hidden, head = teacher.hidden(rollout), teacher.head
+    hidden, head = teacher.hidden(rollout), teacher.head.gathered()
     outside = 0.0
     for rows in slices(len(hidden), chunk_size(head.vocabulary, DEFAULT_MEMORY)):
         logits = head.logits(hidden[rows])

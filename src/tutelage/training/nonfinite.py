@@ -166,6 +166,6 @@ def _sequences(model: Teacher | LanguageModel, rollout: Rollout) -> Iterator[tup
 
 def _logits(model: Teacher | LanguageModel, hidden: Tensor, vocabulary: int | None) -> Iterator[tuple[int, Tensor]]:
     """The logits, some positions at a time, each time with the number of the first one."""
-    head = model.head.detached().narrow(vocabulary or model.head.vocabulary)
+    head = model.head.detached().gathered().narrow(vocabulary or model.head.vocabulary)
     for rows in slices(len(hidden), chunk_size(head.vocabulary, DEFAULT_MEMORY)):
         yield rows.start, head.logits(hidden[rows])

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.config import Train
+from tutelage.models.sharding import cut_like
 
 STATE = ("exp_avg", "exp_avg_sq", "step")
 
@@ -65,8 +66,11 @@ def load_state_tensors(module: nn.Module, optimizer: torch.optim.Optimizer, tens
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             optimizer.state[parameter] = {
-                key: tensors[f"{key}.{name}"].to(
-                    "cpu" if key == "step" and parameter.device.type == "cpu" else parameter.device
+                key: cut_like(
+                    tensors[f"{key}.{name}"].to(
+                        "cpu" if key == "step" and parameter.device.type == "cpu" else parameter.device
+                    ),
+                    parameter,
                 )
                 for key in STATE
             }

@@ -133,7 +133,7 @@ def _finish(setup: Setup, evaluations: list[dict[str, Any]], stop: StopRequest) 
     """Leave the evaluations and the model behind; the run is finished when both have their names."""
     try:
         with stop.abandonable():
-            staging = world().main_does(lambda: write_export(setup, setup.steps))
+            staging = write_export(setup, setup.steps)
     except Abandoned:
         stop.leave(f"all {setup.steps} steps are done and saved; the same command writes the model")
     except Exception as error:

@@ -16,6 +16,7 @@ from tutelage.models.cached_teacher import CachedTeacher, TopKTeacher
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.loading import device_of, load_model, load_tokenizer, stop_ids
 from tutelage.models.pairing import pair_notes, positions, same_weights_note, stop_note
+from tutelage.models.sharding import shard
 from tutelage.models.skeleton import load_skeleton
 from tutelage.models.teachers import LocalTeacher
 from tutelage.models.vocabulary import shared_vocabulary
@@ -168,6 +169,8 @@ def prepare(recipe: Recipe, report: Callable[[str], None], resume_from: Path | N
         student_spec = model_of_checkpoint(recipe, resume_from)
     student_model = load_model(student_spec, "student", seed=recipe.seed, tokenizer=tokenizer, teacher=teacher_model)
     student = LanguageModel(student_model, stop_ids(student_model, tokenizer))
+    if recipe.train.shard != "none":
+        shard(student_model, "student")
     reader = Reader(tokenizer, student.stop_ids, student.is_encoder_decoder, positions(student_model, teacher_model))
     texts = read_texts(recipe, reader, rows)
     report(f"student: {_size(student_model)}" + (f" · teacher: {_size(teacher_model)}" if teacher_model else ""))
@@ -251,6 +254,8 @@ def _teacher(
         return cached_teacher(recipe, student, tokenizer, model, texts, report)
     own = load_tokenizer(recipe.teacher, "teacher")
     teacher = LocalTeacher(LanguageModel(model, stop_ids(model, own)), student.device)
+    if recipe.train.shard == "both":
+        shard(model, "teacher")
     shared = shared_vocabulary(tokenizer, own, student.head.vocabulary, teacher.head.vocabulary)
     if shared.note:
         report(f"vocabulary: {shared.note}")

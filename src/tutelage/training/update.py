@@ -7,11 +7,13 @@ from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from tutelage.config import Train
 from tutelage.methods.objective import Objective, Terms
 from tutelage.models.remembering import RememberingTeacher
-from tutelage.models.teachers import Teacher
+from tutelage.models.sharding import is_sharded, number
+from tutelage.models.teachers import LocalTeacher, Teacher
 from tutelage.rollouts.rollout import Rollout
 from tutelage.training.nonfinite import StepRefused, Suspect, refusal, suspect_in_text
 from tutelage.training.optimizer import adamw, learning_rate
@@ -21,6 +23,7 @@ from tutelage.training.undo import Undo
 from tutelage.world import world
 
 Sums = defaultdict[str, float]
+Share = tuple[dict[str, float], list[float]]
 
 
 class Updater:
@@ -73,7 +76,8 @@ class Updater:
             raise self._refusal("a number that came with the text is not finite", rollout, phases[-1], suspect=suspect)
         undo = Undo(self.modules, self.optimizers, dict.fromkeys(name for phase in phases[:-1] for name in phase))
         sums: Sums = defaultdict(float)
-        if len(phases) > 1 and self._setup.teacher is not None:
+        # A teacher that is cut over the processes is asked anew, so that all of them ask it equally often.
+        if len(phases) > 1 and self._setup.teacher is not None and not _is_cut(self._setup.teacher):
             self._teacher = RememberingTeacher(self._setup.teacher)
         try:
             for training in phases:
@@ -101,13 +105,7 @@ class Updater:
         """Add up the gradients of all micro-batches, each term divided by its units in the whole step."""
         everyone, units = world(), self._units(rollout)
         mine = rollout.select(_spread(rollout)) if everyone.size > 1 else rollout
-        sums, losses = everyone.agreed(
-            lambda: self._micro_batch.fitting(
-                lambda tokens: self._own_gradients(mine, units, training, tokens, only),
-                largest=padded_size(mine),
-                least=max(mine.lengths, default=1),
-            )
-        )
+        sums, losses = self._share_of_gradients(rollout, mine, units, training, only)
         losses = [loss for share in everyone.gather(losses) for loss in share]
         if not all(map(math.isfinite, losses)):
             wrong = next(loss for loss in losses if not math.isfinite(loss))
@@ -119,21 +117,48 @@ class Updater:
         self._add_gradients(training)
         return total
 
+    def _share_of_gradients(
+        self, rollout: Rollout, mine: Rollout, units: Mapping[str, float], training: Sequence[str], only: str | None
+    ) -> Share:
+        """The gradients of the sequences of this process, as many of them at a time as fit."""
+        everyone = world()
+        if is_sharded(self._setup.student.model) or _is_cut(self._setup.teacher):
+            # Every pass takes all processes: those that have fewer micro-batches make passes that count for nothing,
+            # and none can start again by itself when memory runs out.
+            parts = mine.micro_batches(self._micro_batch.value)
+            most = max(everyone.gather(len(parts)))
+            idle = (parts or rollout.select([0]).micro_batches(self._micro_batch.value))[:1] * (most - len(parts))
+            return self._own_gradients(parts, idle, units, training, only)
+        return everyone.agreed(
+            lambda: self._micro_batch.fitting(
+                lambda tokens: self._own_gradients(mine.micro_batches(tokens), [], units, training, only),
+                largest=padded_size(mine),
+                least=max(mine.lengths, default=1),
+            )
+        )
+
     def _own_gradients(
-        self, rollout: Rollout, units: Mapping[str, float], training: Sequence[str], tokens: int, only: str | None
-    ) -> tuple[dict[str, float], list[float]]:
-        """The same over the sequences of this process: sums, and the loss of each micro-batch up to a bad one."""
+        self,
+        parts: Sequence[Rollout],
+        idle: Sequence[Rollout],
+        units: Mapping[str, float],
+        training: Sequence[str],
+        only: str | None,
+    ) -> Share:
+        """Go over micro-batches, and over idle ones, which leave no gradient behind."""
         self._forget_gradients()
         sums: Sums = defaultdict(float)
         losses: list[float] = []
-        for part in rollout.micro_batches(tokens):
+        for part in idle:
+            loss = _loss(self._terms(part, training), units, only)
+            if loss is not None:
+                (loss * 0.0).backward()
+        for part in parts:
             terms = self._terms(part, training)
             loss = _loss(terms, units, only)
             if loss is None:
                 continue
             losses.append(loss.item())
-            if not math.isfinite(losses[-1]):
-                break
             loss.backward()
             sums["loss"] += losses[-1]
             for name, value in terms.metrics.items():
@@ -143,13 +168,13 @@ class Updater:
         return dict(sums), losses
 
     def _add_gradients(self, training: Sequence[str]) -> None:
-        """Sum the gradients over the processes; what has a gradient in one of them has it in all."""
+        """Sum gradients over the processes; those of models that are cut over them were summed by the backward pass."""
         everyone = world()
         if everyone.size == 1:
             return
         parameters = [p for name in training for p in self.modules[name].parameters() if p.requires_grad]
         having = [any(flags) for flags in zip(*everyone.gather([p.grad is not None for p in parameters]), strict=True)]
-        touched = [parameter for parameter, has in zip(parameters, having, strict=True) if has]
+        touched = [p for p, has in zip(parameters, having, strict=True) if has and not isinstance(p, DTensor)]
         for parameter in touched:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -166,7 +191,7 @@ class Updater:
             sums.update(found)
             sums["loss"] = loss
             mine = [p.grad for p in self.modules["student"].parameters() if p.grad is not None]
-            sums[f"gradient_norm/{name}"] = nn.utils.get_total_norm(mine).item()
+            sums[f"gradient_norm/{name}"] = number(nn.utils.get_total_norm(mine))
             for parameter in parameters:
                 if parameter.grad is not None:
                     total[parameter] = total[parameter] + parameter.grad if parameter in total else parameter.grad
@@ -187,7 +212,7 @@ class Updater:
         """Clip the gradients of the modules in training, and add their norms to the sums."""
         for name in training:
             parameters = [p for p in self.modules[name].parameters() if p.grad is not None]
-            norm = nn.utils.clip_grad_norm_(parameters, self._train.clip_norm or math.inf).item()
+            norm = number(nn.utils.clip_grad_norm_(parameters, self._train.clip_norm or math.inf))
             sums["gradient_norm" if name == "student" else f"gradient_norm/{name}"] = norm
             if not math.isfinite(norm):
                 raise self._refusal(f"the gradient of the {name} is {norm}", rollout, training, sums=sums)
@@ -228,6 +253,10 @@ class Updater:
         refused.training, refused.losses = training, losses
         refused.sums = sums or {"loss": losses[-1] if losses else math.nan}
         return refused
+
+
+def _is_cut(teacher: Teacher | None) -> bool:
+    return isinstance(teacher, LocalTeacher) and is_sharded(teacher.model.model)
 
 
 def _spread(rollout: Rollout) -> list[int]:
