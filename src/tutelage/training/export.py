@@ -1,7 +1,9 @@
 """The finished student: written aside, loaded again, compared with the one that was trained, and then named."""
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch import Tensor
 from tutelage.errors import TutelageError
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.loading import load_model
+from tutelage.reports.card import FILE, model_card
 from tutelage.rollouts.rollout import Rollout
 from tutelage.sealing import sync
 from tutelage.training.manifest import facts_of, faults, seal
@@ -19,12 +22,15 @@ TOLERANCE = 1e-3
 _ROWS, _TOKENS = 4, 64  # of the probe
 
 
-def write_export(setup: Setup, steps: int) -> Path:
+def write_export(setup: Setup, steps: int, evaluations: Sequence[Mapping[str, Any]]) -> Path:
     """Write the student beside the run's `model`, load it, and compare the logits of both on a few rows.
+
+    Its card comes after the seal, which leaves it out: people are to fill it in.
 
     Args:
         setup: the run with the trained student.
         steps: optimiser steps done, for the manifest.
+        evaluations: step and metrics of each, for the card.
 
     Returns:
         The folder, for `name_export`.
@@ -36,6 +42,7 @@ def write_export(setup: Setup, steps: int) -> Path:
     shutil.rmtree(staging, ignore_errors=True)
     setup.student.model.save_pretrained(staging)
     setup.tokenizer.save_pretrained(staging)
+    (staging / FILE).unlink(missing_ok=True)  # PEFT's own
     spec = model_of_checkpoint(setup.recipe, staging)
     copy = LanguageModel(load_model(spec, "student", seed=setup.recipe.seed), setup.student.stop_ids)
     probe = _probe(setup)
@@ -47,6 +54,9 @@ def write_export(setup: Setup, steps: int) -> Path:
             f"{difference:.2g}; the last checkpoint is whole, please report this"
         )
     seal(staging, step=steps)
+    card = staging / FILE
+    card.write_text(model_card(setup, evaluations), encoding="utf-8", errors="replace")
+    sync(card)
     return staging
 
 
