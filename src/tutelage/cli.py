@@ -13,6 +13,7 @@ from typing import Any
 from tutelage.errors import InputError, Stopped, TutelageError
 from tutelage.redaction import redacted_text
 from tutelage.training.signals import Abandoned, listening
+from tutelage.world import joined
 
 _TEXT = argparse.RawDescriptionHelpFormatter
 
@@ -29,7 +30,7 @@ Run a recipe. Every key of the recipe can be overridden:
   tutelage train recipes/gkd.yaml --train.steps 500 --method.student-fraction 1 --output runs/gkd-1
 
 The run's folder gets config.yaml (runs again as it is), metrics.jsonl, samples.jsonl, evaluation.json,
-checkpoints/ and model/, a plain Hugging Face folder. A run that was interrupted goes on when the same
+checkpoints/, model/, a plain Hugging Face folder, and report.html. A run that was interrupted goes on when the same
 command is given again. Exit status: 0 finished, 2 the recipe, data or models are wrong, 3 diverged,
 4 no good checkpoint, 75 stopped by a signal and resumable.
 """
@@ -77,6 +78,23 @@ Run a grid of recipes, seeds and settings, measure every run, and collect the ta
 Finished runs are not run again, finished evaluations are not made again. A run that diverges is noted, and the study
 goes on. Keys of the recipe that are given (--train.steps 20) hold for every run. Exit status as for train; 3 where a
 run diverged.
+"""
+REPORT = """\
+Write the page of a run, finished or going on; or of several runs, one page that compares them (docs/report.md):
+
+  tutelage report runs/gkd --open
+  tutelage report runs/sft runs/gkd --out gkd-or-sft.html
+
+The file needs nothing else and asks nothing of the network.
+"""
+TRY = """\
+Ask a student and its teacher the same, and print their answers side by side, each of the student's tokens coloured by
+how far it is from the teacher there:
+
+  tutelage try runs/gkd "Why is the sky blue?" --decoding.max-new-tokens 200
+  tutelage try path/to/model --teacher path/to/teacher
+
+The prompt is rendered as the run's rows were. Without a prompt, each line that is typed is one.
 """
 CACHE = """\
 Have the teacher of a recipe read the text that does not change, once, and keep what it says on disk; `train` with the
@@ -128,12 +146,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("tutelage: stopped; the same command begins again", file=sys.stderr)
         return Stopped.exit_status
     except TutelageError as error:
-        print(f"tutelage: {redacted_text(str(error))}", file=sys.stderr)
+        print(f"tutelage{_process()}: {redacted_text(str(error))}", file=sys.stderr)
         return error.exit_status
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
+
+
+def _process() -> str:
+    """Which process of a run of several speaks; nothing for the first one."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f" (process {rank})"
 
 
 def _print_without_secrets(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -142,7 +166,7 @@ def _print_without_secrets(kind: type[BaseException], error: BaseException, trac
 
 def parse(arguments: Sequence[str]) -> Command:
     """Split a command line into the options of its verb and the keys of its recipe."""
-    own, keys = _apart(list(arguments)) if arguments[:1] != ["demo"] else (list(arguments), [])
+    own, keys = _apart(list(arguments)) if arguments[:1] not in (["demo"], ["compare"]) else (list(arguments), [])
     return Command(_parser().parse_args(own), keys)
 
 
@@ -244,6 +268,17 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--shard", metavar="I/N", help="run the I-th of N shares, counted from 1")
     study.add_argument("--collect", action="store_true", help="only collect what is there")
     study.add_argument("--dry-run", action="store_true", help="only list the runs, once all are checked")
+    report = verb("report", "write the page of a run, or of several", REPORT, recipe=False)
+    report.add_argument("folders", nargs="+", metavar="RUN", help="folder of a run; name=FOLDER names it")
+    report.add_argument(
+        "--out", metavar="FILE", help="default: report.html in the run's folder; comparison.html for several"
+    )
+    report.add_argument("--open", action="store_true", help="show it in a browser")
+    try_out = verb("try", "ask a student and its teacher, side by side", TRY, recipe=False)
+    try_out.add_argument("run", metavar="RUN_OR_MODEL", help="folder of a run or a model, or a hub id")
+    try_out.add_argument("prompt", nargs="?", help="what to ask (default: each line of the input)")
+    try_out.add_argument("--teacher", metavar="MODEL", help="in place of the run's own")
+    try_out.add_argument("--samples", type=int, metavar="N", help="sampled answers of each (default: one, greedy)")
     verb("cache", "keep on disk what a recipe's teacher says of fixed text", CACHE)
     demo = verb("demo", "distil the embedded task and compare methods", DEMO, recipe=False)
     demo.add_argument("--folder", default="runs/demo", help="where the runs go (default: runs/demo)")
@@ -282,13 +317,16 @@ def _train(command: Command) -> None:
     from tutelage.training.run import train
 
     options = command.options
-    run = train(
-        recipe,
-        resume=options.resume,
-        allow_change=[key for key in options.allow_change.replace("-", "_").split(",") if key],
-        reset_optimizer=options.reset_optimizer,
-        verify=not options.no_verify,
-    )
+    with joined() as everyone:
+        run = train(
+            recipe,
+            resume=options.resume,
+            allow_change=[key for key in options.allow_change.replace("-", "_").split(",") if key],
+            reset_optimizer=options.reset_optimizer,
+            verify=not options.no_verify,
+        )
+        if not everyone.is_main:
+            return
     print(f"finished: model in {run.model}, figures in {run.folder / 'metrics.jsonl'}")
 
 
@@ -394,6 +432,25 @@ def _cache(command: Command) -> None:
     cache(recipe)
 
 
+def _report(command: Command) -> None:
+    from tutelage.commands.report import report
+
+    options = command.options
+    report(options.folders, out=options.out, show=options.open)
+
+
+def _try(command: Command) -> None:
+    from tutelage.training.quiet import quiet_transformers
+
+    quiet_transformers()
+    from tutelage.commands.try_out import try_out
+
+    options = command.options
+    settings = _section(command, "decoding")
+    keys = command.overrides(without="--decoding.")
+    try_out(options.run, options.prompt, teacher=options.teacher, samples=options.samples, settings=settings, keys=keys)
+
+
 def _demo(command: Command) -> None:
     from tutelage.training.quiet import quiet_transformers
 
@@ -412,5 +469,7 @@ _VERBS = {
     "compare": _compare,
     "study": _study,
     "evaluate": _evaluate,
+    "report": _report,
+    "try": _try,
     "demo": _demo,
 }

@@ -263,6 +263,11 @@ def _message(problem: Any, key: str, known: Sequence[str]) -> str:
         return f"unknown key '{key}'{_nearest(key, known)}"
     if kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"'{key}' is missing"
+    if kind == "union_tag_invalid" and key != "method":
+        told = problem["ctx"]
+        return f"{key}: unknown {told['discriminator'].strip(chr(39))} '{told['tag']}' (known: {told['expected_tags']})"
+    if kind == "union_tag_not_found" and key != "method":
+        return f"{key}: '{problem['ctx']['discriminator'].strip(chr(39))}' is missing"
     if kind == "union_tag_invalid":
         tag = given.get("name") if isinstance(given, Mapping) else given
         close = difflib.get_close_matches(str(tag), METHODS, 1, 0.4)

@@ -22,7 +22,7 @@ def test_every_road_can_be_walked_back_and_every_town_be_reached():
     for town, roads in task.ROADS.items():
         for road, nearby in roads.items():
             assert task.ROADS[nearby][OPPOSITE[road]] == town
-    assert len(task._distances("Elm")) == 25
+    assert len(task.distances("Elm")) == 25
 
 
 def test_the_roads_are_those_of_the_map():
@@ -45,7 +45,7 @@ def test_every_completion_is_right(style: str, drawn: list[task.Problem]):
 def test_completions_take_a_shortest_way(drawn: list[task.Problem]):
     for problem in drawn:
         steps = task.completion_of(problem, random.Random(5), "towns").split()[2:]
-        shortest = sum(task._distances(goal)[town] for town, goal in pairwise(problem))
+        shortest = sum(task.distances(goal)[town] for town, goal in pairwise(problem))
         assert len(steps) == shortest + task.STOPS
 
 
@@ -64,7 +64,7 @@ def test_a_town_replaced_or_dropped_is_noticed(style: str, drawn: list[task.Prob
         for at, word in enumerate(words):
             assert not task.is_correct(prompt, " ".join(words[:at] + words[at + 1 :]))
             if word in task.ROADS:
-                wrong = next(town for town in task.TOWNS if task._distances(word)[town] > 2)
+                wrong = next(town for town in task.TOWNS if task.distances(word)[town] > 2)
                 assert not task.is_correct(prompt, " ".join([*words[:at], wrong, *words[at + 1 :]]))
 
 

@@ -162,7 +162,7 @@ def test_B41_rows_that_need_an_extra(tmp_path, monkeypatch, capsys, module, name
 def test_B41_every_extra_is_named_by_a_message():
     extras = tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"]
     source = "".join(file.read_text(encoding="utf-8") for file in Path("src/tutelage").rglob("*.py"))
-    named = set(re.findall(r"pip install 'tutelage\[(\w+)\]'", source))
+    named = set(re.findall(r"pip install 'tutelage\[([\w-]+)\]'", source))
     assert set(extras) - {"all", "tensorboard"} <= named  # that one is put together from the tracker's name
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.tiny_models import build
 from transformers.generation.logits_process import NoRepeatNGramLogitsProcessor
 
-from tests.tiny_models import build
 from tutelage.config import Decoding
 from tutelage.models.language_model import LanguageModel
 from tutelage.rollouts.decoding import decode

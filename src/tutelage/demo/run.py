@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +22,11 @@ from tutelage.evaluation.intervals import Measurement
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.loading import load_model, load_tokenizer, stop_ids
 from tutelage.recipe import Recipe, load_recipe
+from tutelage.reports.comparison_report import write_comparison
+from tutelage.reports.page import Cell
+from tutelage.reports.page import Table as PageTable
+from tutelage.reports.run_files import read_run
+from tutelage.reports.wording import size
 from tutelage.rollouts.decoding import decode
 from tutelage.rollouts.texts import response_texts
 from tutelage.training.run import train
@@ -102,7 +108,8 @@ def run_demo(folder: str, seed: int, *, prepare_only: bool = False, control: boo
     lines = [_measured("teacher", root / "teacher", root, seed, None)]
     lines += [_measured(short, root / name / "model", root, seed, seconds[name]) for name, (short, _) in names.items()]
     console.print(_table(lines))
-    _conclude(console, root, lines)
+    report = _report(root, {name: short for name, (short, _) in names.items()}, lines)
+    _conclude(console, root, lines, report)
     return lines
 
 
@@ -158,7 +165,34 @@ def _percent(m: Measurement) -> str:
     return f"{100 * m.value:.1f} ({100 * m.low:.1f}–{100 * m.high:.1f})"
 
 
-def _conclude(console: Console, root: Path, lines: list[Line]) -> None:
+def _report(root: Path, names: Mapping[str, str], lines: list[Line]) -> Path:
+    """Write the page that compares the runs; return it."""
+    runs = [read_run(root / name, short) for name, short in names.items()]
+    rows = [
+        [Cell(line.name), Cell(f"{line.parameters:,}"), _cell(line.greedy), _cell(line.sampled),
+         Cell(f"{line.seconds:.0f}" if line.seconds and line.seconds >= 1 else "–")]
+        for line in lines
+    ]  # fmt: skip
+    note = f"Over {lines[0].greedy.n} problems that no training row holds; in brackets: 95 % intervals."
+    table = PageTable(("", "weights", "right, greedy", "right, sampled", "seconds"), rows, note=note)
+    best = max(lines[1:], key=lambda line: line.greedy.value)
+    others = ", ".join(f"{line.name} {_share(line.greedy)}" for line in lines[1:] if line is not best)
+    sentence = (
+        f"{best.name} gets {_share(best.greedy)} of the problems right with {size(best.parameters)} weights, its "
+        f"teacher {_share(lines[0].greedy)} with {size(lines[0].parameters)}; {others}."
+    )
+    return write_comparison(runs, root / "report.html", [table], sentence[:1].upper() + sentence[1:])
+
+
+def _cell(m: Measurement) -> Cell:
+    return Cell(_share(m), f"({100 * m.low:.1f}–{100 * m.high:.1f})")
+
+
+def _share(m: Measurement) -> str:
+    return f"{100 * m.value:.1f}\u00a0%"
+
+
+def _conclude(console: Console, root: Path, lines: list[Line], report: Path) -> None:
     figures = [
         {"name": line.name, "parameters": line.parameters, "greedy": line.greedy.as_dict(),
          "sampled": line.sampled.as_dict(), "seconds": line.seconds}
@@ -169,6 +203,7 @@ def _conclude(console: Console, root: Path, lines: list[Line]) -> None:
         Text(
             "\n95 % intervals in brackets, over 500 problems that no training row holds. Everything lies in "
             f"{root}: data/, teacher/, and for each run a folder with config.yaml, metrics.jsonl and model/."
+            f"\nThe runs side by side, with what the student still gets wrong, token by token: {report}"
             f"\nAgain from there:  tutelage train {root}/gkd/config.yaml --output runs/mine --train.steps 500"
         )
     )

@@ -64,7 +64,7 @@ TOWNS = tuple(sorted(ROADS))
 
 
 @cache
-def _distances(goal: str) -> dict[str, int]:
+def distances(goal: str) -> dict[str, int]:
     """Roads on the shortest way from each town to `goal`."""
     away = {goal: 0}
     reached = [goal]
@@ -103,7 +103,7 @@ def problems(count: int, rng: random.Random, *, test: bool = False) -> list[Prob
     found: dict[Problem, None] = {}
     while len(found) < count:
         problem = tuple(rng.sample(TOWNS, STOPS + 1))
-        length = sum(_distances(goal)[town] for town, goal in pairwise(problem))
+        length = sum(distances(goal)[town] for town, goal in pairwise(problem))
         if SHORTEST <= length <= LONGEST and _held_out(problem) == test:
             found[problem] = None
     return list(found)
@@ -131,7 +131,7 @@ def completion_of(problem: Problem, rng: random.Random, style: str | None = None
     town = problem[0]
     words = [style, town]
     for goal in problem[1:]:
-        away = _distances(goal)
+        away = distances(goal)
         while town != goal:
             road, town = rng.choice([(r, t) for r, t in ROADS[town].items() if away[t] < away[town]])
             words += [road, town] if style == "roads" else [town]

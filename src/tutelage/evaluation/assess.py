@@ -95,13 +95,14 @@ def protocols_of(task: Task, items: Sequence[Item], teacher_identity: str | None
     data = {name: value for name, value in asdict(task.data).items() if name not in ("source", "limit", "max_dropped")}
     data |= {"items": fingerprint(items), "count": len(items)}
     decoding = {name: value for name, value in asdict(task.decoding).items() if name != "batch_size"}
+    compared = {"teacher": teacher_identity, "max_new_tokens": task.decoding.max_new_tokens}
     text = {"decoding": decoding, "seeds": list(task.seeds), "stop": list(task.stop)}
     return {
         metric.name: {
             "data": data,
-            "metric": asdict(metric),
+            "metric": metric.protocol(),
             **(text if "text" in metric.uses else {}),
-            **({"teacher": teacher_identity} if "teacher" in metric.uses else {}),
+            **(compared if "teacher" in metric.uses else {}),
             **({"packages": {package: version(package) for package in metric.packages}} if metric.packages else {}),
         }
         for metric in task.metrics
@@ -121,6 +122,8 @@ def _check_tasks(tasks: Sequence[Task], teacher: Model | None) -> None:
         kinds = [metric.name for metric in task.metrics]
         if len(set(kinds)) < len(kinds):
             raise InputError(f"task {task.name} has a metric twice ({', '.join(kinds)})")
+        for metric in task.metrics:
+            metric.check(task)
         needy = [metric.name for metric in task.metrics if "teacher" in metric.uses]
         if needy and teacher is None:
             raise InputError(f"task {task.name}: {needy[0]} compares with a teacher; name one with --teacher")

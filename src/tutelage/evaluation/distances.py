@@ -13,6 +13,7 @@ from torch import Tensor
 from tutelage import divergences
 from tutelage.estimators import discounts, moment_gap
 from tutelage.evaluation.intervals import Measurement, bootstrap_mean
+from tutelage.evaluation.sequences import per_sequence
 from tutelage.losses import map_vocabulary
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.teachers import Teacher
@@ -65,9 +66,9 @@ def moment_distances(
     for side, rollout in (("off", off_rollout), ("on", on_rollout)):
         critic = (critics or {}).get(f"critic_{side}")
         reach, gamma = (bound, discount) if critic is None else (critic.bound, critic.discount)
-        columns = _sums(student, teacher, rollout, gamma, micro_batch_tokens, vocabulary, critic)
-        columns["moment"] = [2 * reach * value for value in columns["total_variation"]]
-        found |= {f"{name}_{side}": bootstrap_mean(values) for name, values in columns.items()}
+        columns = distance_sums(student, teacher, rollout, gamma, micro_batch_tokens, vocabulary, critic)
+        columns["moment"] = {row: 2 * reach * value for row, value in columns["total_variation"].items()}
+        found |= {f"{name}_{side}": bootstrap_mean(list(values.values())) for name, values in columns.items()}
     return found
 
 
@@ -85,37 +86,49 @@ def critic_distance(
 
     It is at most the closed form 2B Σ_t γ^t TV; γ and B are the critic's.
     """
-    columns = _sums(student, teacher, rollout, critic.discount, micro_batch_tokens, vocabulary, critic)
-    return bootstrap_mean(columns["critic"])
+    columns = distance_sums(student, teacher, rollout, critic.discount, micro_batch_tokens, vocabulary, critic)
+    return bootstrap_mean(list(columns["critic"].values()))
 
 
-def _sums(
+def distance_sums(
     student: LanguageModel,
     teacher: Teacher,
     rollout: Rollout,
     discount: float,
     micro_batch_tokens: int,
-    vocabulary: int | None,
-    critic: "Critic | None",
-) -> dict[str, list[float]]:
-    """Discounted sums along each sequence that has a token in the loss."""
-    names = CLOSED if critic is None else (*CLOSED, "critic")
-    columns: dict[str, list[float]] = {name: [] for name in names}
-    for part in rollout.micro_batches(micro_batch_tokens):
+    vocabulary: int | None = None,
+    critic: "Critic | None" = None,
+) -> dict[str, dict[int, float]]:
+    """Return the discounted sums along each sequence that has a token in the loss, by its row in the rollout.
+
+    Args:
+        student: the student.
+        teacher: the teacher.
+        rollout: the text.
+        discount: γ.
+        micro_batch_tokens: tokens in one forward pass.
+        vocabulary: number of leading ids that both vocabularies share.
+        critic: a critic whose distance is wanted too, as `critic`.
+    """
+
+    def measure(part: Rollout) -> Tensor:
         hidden, teacher_hidden = student.hidden(part), teacher.hidden(part)
         extra: dict[str, Any] = {}
         if critic is not None:
             states = critic.states(hidden, teacher_hidden)
             extra = {"extra_hidden": critic.hidden(states), "extra_head": critic.head}
-        values = map_vocabulary(
+        return map_vocabulary(
             _compare, hidden, student.head, teacher_hidden, teacher.head, vocabulary=vocabulary, **extra
         )
-        weights = [value for row in discounts(part.positions_of, discount) for value in row]
-        weighted = values.double() * torch.tensor(weights, dtype=torch.float64, device=values.device)[:, None]
-        for rows in weighted.split(list(part.positions_of)):
-            if len(rows):
-                for name, total in zip(names, rows.sum(0).tolist(), strict=True):
-                    columns[name].append(total)
+
+    names = CLOSED if critic is None else (*CLOSED, "critic")
+    columns: dict[str, dict[int, float]] = {name: {} for name in names}
+    weights = discounts(rollout.positions_of, discount)
+    for row, values in enumerate(per_sequence(measure, rollout, micro_batch_tokens)):
+        if len(values):
+            weight = torch.tensor(weights[row], dtype=values.dtype)
+            for name, total in zip(names, (weight @ values).tolist(), strict=True):
+                columns[name][row] = total
     return columns
 
 

@@ -8,12 +8,13 @@ from tutelage.errors import InputError
 from tutelage.evaluation.intervals import Measurement, bootstrap_mean, proportion
 
 
-def answer_reader(rule: str | None) -> Callable[[str], str | None]:
+def answer_reader(rule: str | None, key: str = "evaluation.answer") -> Callable[[str], str | None]:
     """Return the function that reads the answer out of a text.
 
     Args:
         rule: a regular expression, whose last match holds the answer in its first group; or `module:function`,
             which takes a text and returns its answer or `None`; or `None` for the whole text.
+        key: where the rule comes from, for messages.
 
     Raises:
         InputError: the rule is neither.
@@ -30,13 +31,13 @@ def answer_reader(rule: str | None) -> Callable[[str], str | None]:
         try:
             return getattr(import_module(module), function)
         except (ImportError, AttributeError) as error:
-            raise InputError(f"evaluation.answer: cannot find {rule} ({error})") from None
+            raise InputError(f"{key}: cannot find {rule} ({error})") from None
     try:
         pattern = re.compile(rule)
     except re.error as error:
-        raise InputError(f"evaluation.answer: '{rule}' is no regular expression ({error})") from None
+        raise InputError(f"{key}: '{rule}' is no regular expression ({error})") from None
     if pattern.groups < 1:
-        raise InputError(f"evaluation.answer: '{rule}' has no group; put the answer in parentheses")
+        raise InputError(f"{key}: '{rule}' has no group; put the answer in parentheses")
 
     def last_match(text: str) -> str | None:
         matches = [match.group(1) for match in pattern.finditer(text)]

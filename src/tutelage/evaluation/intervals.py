@@ -36,7 +36,7 @@ def proportion(successes: int, n: int) -> Measurement:
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     reach = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    return Measurement(share, centre - reach, centre + reach, n)
+    return Measurement(share, max(0.0, centre - reach), min(1.0, centre + reach), n)
 
 
 def bootstrap_mean(values: Sequence[float], weights: Sequence[float] | None = None, *, seed: int = 0) -> Measurement:

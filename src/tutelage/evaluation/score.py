@@ -25,7 +25,62 @@ def _perplexity(sums: Sums) -> Sums:
     return np.exp(sums[..., 0] / sums[..., 1])
 
 
-REDUCTIONS: dict[str, Reduction] = {"mean": _mean, "perplexity": _perplexity}
+def _of_each_seed(sums: Sums) -> Sums:
+    """A corpus metric's sums by seed, `[…, seeds, statistics]`: the first two columns count items and items × seeds."""
+    counted = sums[..., :2].reshape(-1, 2).max(0)
+    return sums[..., 2:].reshape(*sums.shape[:-1], round(counted[1] / counted[0]), -1)
+
+
+def _bleu(sums: Sums) -> Sums:
+    """sacrebleu's corpus BLEU with its `exp` smoothing, from lengths, matches and totals by order; mean over seeds."""
+    each = _of_each_seed(sums)
+    length, reference = each[..., 0], each[..., 1]
+    matches, totals = np.split(each[..., 2:], 2, axis=-1)
+    missed = np.cumsum(matches == 0, axis=-1)
+    precisions = np.where(matches == 0, 0.5**missed, matches) / totals
+    penalty = np.exp(np.minimum(0.0, 1.0 - reference / length))
+    whole = penalty * np.exp(np.log(precisions).mean(-1))
+    something = matches.any(-1) & totals.all(-1)
+    return 100.0 * np.where(something, whole, 0.0).mean(-1)
+
+
+def _chrf(sums: Sums) -> Sums:
+    """sacrebleu's corpus chrF2 from counts in response, reference and both by order; mean over seeds."""
+    counts = _of_each_seed(sums)
+    response, reference, both = (counts[..., column::3] for column in range(3))
+    seen = (response > 0) & (reference > 0)
+    orders = np.maximum(seen.sum(-1), 1)
+    precision, recall = (np.where(seen, both / total, 0.0).sum(-1) / orders for total in (response, reference))
+    return 100.0 * np.where(precision > 0, 5 * precision * recall / (4 * precision + recall), 0.0).mean(-1)
+
+
+def _ece(sums: Sums) -> Sums:
+    """Expected calibration error from each bin's (count, confidence, right)."""
+    count, confidence, right = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
+    return np.abs(confidence - right).sum(-1) / count.sum(-1)
+
+
+def _excess(sums: Sums) -> Sums:
+    """By how much the first total exceeds the second, %."""
+    return 100.0 * (sums[..., 0] - sums[..., 1]) / sums[..., 1]
+
+
+def _block_efficiency(sums: Sums) -> Sums:
+    """Tokens a call at the mean acceptance, from Σ acceptance, positions, and positions × drafted tokens."""
+    rate = sums[..., 0] / sums[..., 1]
+    drafted = sums[..., 2] / sums[..., 1]
+    return np.where(rate < 1.0, (1.0 - rate ** (drafted + 1.0)) / (1.0 - rate), drafted + 1.0)
+
+
+REDUCTIONS: dict[str, Reduction] = {
+    "mean": _mean,
+    "perplexity": _perplexity,
+    "bleu": _bleu,
+    "chrf": _chrf,
+    "ece": _ece,
+    "excess": _excess,
+    "block_efficiency": _block_efficiency,
+}
 """How the sums of the items' rows become the value, by name: `[…, columns]` to `[…]`, for many resamples at once.
 
 `mean` is the first column over the second (a total and its weight). A metric with another shape adds its own here.

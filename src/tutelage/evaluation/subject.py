@@ -13,6 +13,7 @@ from tutelage.models.language_model import LanguageModel
 from tutelage.models.teachers import LocalTeacher
 from tutelage.rollouts.decoding import decode
 from tutelage.rollouts.rollout import Rollout
+from tutelage.rollouts.texts import response_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -88,6 +89,10 @@ class Subject:
             vocabulary=self.vocabulary,
             on_progress=lambda more: self.advance(what, more, len(rows)),
         )
+
+    def texts_of(self, rollout: Rollout) -> list[str]:
+        """What a model wrote as text, ended at the task's stop texts."""
+        return [cut(text, self.task.stop) for text in response_texts(rollout, self.tokenizer)]
 
 
 def cut(text: str, stops: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from tutelage.config import STRICT, Count, Decoding, GreedyDecoding, Share
@@ -78,8 +78,14 @@ class Task:
     """Each seed writes one response to each item; a number is the mean over seeds. Greedy and beam need one."""
     stop: tuple[str, ...] = ()
     """Responses end before the first of these texts, for models that go on with a next question."""
-    metrics: Annotated[tuple[AnyMetric, ...], Field(min_length=1)]
+    metrics: tuple[AnyMetric, ...]
     """Names, or mappings of a `name` and settings."""
+
+    @model_validator(mode="after")
+    def _something_is_measured(self) -> "Task":
+        if not self.metrics:
+            raise ValueError("metrics is empty: name at least one")
+        return self
 
 
 _PACKAGED = resources.files("tutelage.evaluation") / "tasks"

@@ -1,15 +1,14 @@
 """Models cut over the processes of a run: weights, gradients and optimiser state, by PyTorch's FSDP2.
 
-Every process holds a part of each tensor. A forward pass collects a layer's weights for as long as it needs them, and the
-backward pass leaves each process its part of the gradient's *sum* over the processes. So every process has to make the
-same number of passes; writing text, which takes each process its own number of steps, is done with whole weights.
+Every process holds a part of each tensor. A forward pass collects a layer's weights for as long as it needs them, and
+the backward pass leaves each process its part of the gradient's *sum* over the processes. So every process has to make
+the same number of passes; writing text, which takes each process its own number of steps, is done with whole weights.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -34,8 +33,8 @@ def shard(model: PreTrainedModel, role: str) -> PreTrainedModel:
         return model
     if model.config.is_encoder_decoder or not isinstance(model, PreTrainedModel):
         raise InputError(
-            f"train.shard cuts plain decoder-only models, and the {role} is a {type(model).__name__}; leave train.shard "
-            "out, so that every process holds it whole"
+            f"train.shard cuts plain decoder-only models, and the {role} is a {type(model).__name__}; leave "
+            "train.shard out, so that every process holds it whole"
         )
     mesh = init_device_mesh(next(model.parameters()).device.type, (world().size,))
     layers = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]

@@ -4,11 +4,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tutelage.errors import InputError
-from tutelage.rewards.reward import Reward
 
 
-def encoder(reward: Reward, kind: Any) -> tuple[Any, Any]:
+def encoder(name: str | None, kind: Any, *, device: str = "auto", what: str, key: str) -> tuple[Any, Any]:
     """Load a frozen model of one of transformers' Auto classes with its tokenizer.
+
+    Args:
+        name: hub id or folder.
+        kind: the Auto class.
+        device: where it runs; `auto` takes a GPU where there is one.
+        what: what it is to be, for messages.
+        key: where it is named, for messages.
 
     Raises:
         InputError: it cannot be loaded.
@@ -16,15 +22,14 @@ def encoder(reward: Reward, kind: Any) -> tuple[Any, Any]:
     import torch
     from transformers import AutoTokenizer
 
-    device = reward.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        model = kind.from_pretrained(reward.model, use_safetensors=True).to(device).eval().requires_grad_(False)
-        tokenizer = AutoTokenizer.from_pretrained(reward.model)
+        model = kind.from_pretrained(name, use_safetensors=True).to(device).eval().requires_grad_(False)
+        tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"method.reward.model: cannot load {reward.model} as a {reward.kind}: {reason}") from None
+        raise InputError(f"{key}.model: cannot load {name} as a {what}: {reason}") from None
     return model, tokenizer
 
 

@@ -1,12 +1,10 @@
 """A served model's mark for each response."""
 
-import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
-from tutelage.errors import InputError
+from tutelage.rewards.endpoint import Messages, asker
 from tutelage.rewards.reward import Reward, Scorer
 
 INSTRUCTION = "You are a helpful and precise assistant for checking the quality of an answer."
@@ -33,32 +31,10 @@ def scorer(reward: Reward) -> Scorer:
     Raises:
         InputError: the extra 'judge' is not installed, or the endpoint refuses the request.
     """
-    try:
-        import httpx
-        import stamina
-    except ImportError:
-        raise InputError("method.reward of kind 'judge' needs: pip install 'tutelage[judge]'") from None
-
-    key = os.environ.get(reward.key_variable)
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    client = httpx.Client(base_url=reward.url or "", headers=headers, timeout=120)
-
-    def passing(error: Exception) -> bool:
-        if isinstance(error, httpx.HTTPStatusError):
-            return error.response.status_code == 429 or error.response.status_code >= 500
-        return isinstance(error, httpx.TransportError)
-
-    @stamina.retry(on=passing, attempts=5)
-    def reply(question: str) -> str:
-        response = client.post("chat/completions", json=_request(reward.model, question))
-        response.raise_for_status()
-        return response.json()["choices"][0]["message"]["content"]
+    ask = asker(reward.url, reward.model, key_variable=reward.key_variable, key="method.reward")
 
     def mark(row: tuple[str, str, str]) -> float:
-        try:
-            return mark_in(reply(_question(*row)))
-        except httpx.HTTPError as error:
-            raise InputError(f"method.reward: the judge at {reward.url} does not answer ({error})") from None
+        return mark_in(ask(_messages(*row)).text)
 
     def score(prompts: Sequence[str], responses: Sequence[str], references: Sequence[str]) -> list[float]:
         with ThreadPoolExecutor(reward.parallel) as pool:
@@ -77,11 +53,7 @@ def mark_in(text: str) -> float:
     return min(float(found.group()) / 10, 1.0) if found else float("nan")
 
 
-def _question(prompt: str, response: str, reference: str) -> str:
+def _messages(prompt: str, response: str, reference: str) -> Messages:
     shown = REFERENCE.format(reference=reference) if reference else ""
-    return QUESTION.format(prompt=prompt, response=response, reference=shown)
-
-
-def _request(model: str | None, question: str) -> dict[str, Any]:
-    messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": question}]
-    return {"model": model, "messages": messages, "temperature": 0}
+    question = QUESTION.format(prompt=prompt, response=response, reference=shown)
+    return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": question}]

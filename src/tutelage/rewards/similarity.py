@@ -19,7 +19,7 @@ def scorer(reward: Reward) -> Scorer:
     from torch import Tensor
     from transformers import AutoModel
 
-    model, tokenizer = encoder(reward, AutoModel)
+    model, tokenizer = encoder(reward.model, AutoModel, device=reward.device, what=reward.kind, key="method.reward")
 
     def embed(texts: Sequence[str]) -> Tensor:
         # An empty text has no token to average over; a full stop stands for it.

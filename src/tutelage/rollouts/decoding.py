@@ -55,7 +55,10 @@ class OneModel:
 
 @contextmanager
 def evaluating(*models: LanguageModel) -> Iterator[None]:
-    """Without dropout and gradients, and with weights that are whole in every process; the models are as they were afterwards, whatever happens in between."""
+    """Without dropout and gradients, with weights that are whole in every process.
+
+    The models are as they were afterwards, whatever happens in between.
+    """
     were_training = [model.network.training for model in models]
     for model in models:
         model.network.eval()

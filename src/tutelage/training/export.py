@@ -1,8 +1,9 @@
 """The finished student: written aside, loaded again, compared with the one that was trained, and then named."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from tutelage.errors import TutelageError
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.loading import load_model
 from tutelage.models.sharding import is_sharded, whole_tensors
+from tutelage.reports.card import FILE, model_card
 from tutelage.rollouts.rollout import Rollout
 from tutelage.sealing import sync
 from tutelage.training.manifest import facts_of, faults, seal
@@ -22,12 +24,15 @@ TOLERANCE = 1e-3
 _ROWS, _TOKENS = 4, 64  # of the probe
 
 
-def write_export(setup: Setup, steps: int) -> Path:
+def write_export(setup: Setup, steps: int, evaluations: Sequence[Mapping[str, Any]]) -> Path:
     """Write the student beside the run's `model`, load it, and compare the logits of both on a few rows.
+
+    Its card comes after the seal, which leaves it out: people are to fill it in.
 
     Args:
         setup: the run with the trained student.
         steps: optimiser steps done, for the manifest.
+        evaluations: step and metrics of each, for the card.
 
     Returns:
         The folder, for `name_export`.
@@ -37,7 +42,7 @@ def write_export(setup: Setup, steps: int) -> Path:
     """
     probe, write = _probe(setup), model_writer(setup)
     here = _logits(setup.student, probe)
-    return world().main_does(lambda: _written_and_compared(setup, steps, write, probe, here))
+    return world().main_does(lambda: _written_and_compared(setup, steps, evaluations, write, probe, here))
 
 
 def model_writer(setup: Setup) -> Callable[[Path], None]:
@@ -53,11 +58,17 @@ def model_writer(setup: Setup) -> Callable[[Path], None]:
 
 
 def _written_and_compared(
-    setup: Setup, steps: int, write: Callable[[Path], None], probe: Rollout, here: Tensor
+    setup: Setup,
+    steps: int,
+    evaluations: Sequence[Mapping[str, Any]],
+    write: Callable[[Path], None],
+    probe: Rollout,
+    here: Tensor,
 ) -> Path:
     staging = setup.folder / ".staging-model"
     shutil.rmtree(staging, ignore_errors=True)
     write(staging)
+    (staging / FILE).unlink(missing_ok=True)  # PEFT's own
     spec = model_of_checkpoint(setup.recipe, staging)
     copy = LanguageModel(load_model(spec, "student", seed=setup.recipe.seed), setup.student.stop_ids)
     there = _logits(copy, probe)
@@ -68,6 +79,9 @@ def _written_and_compared(
             f"{difference:.2g}; the last checkpoint is whole, please report this"
         )
     seal(staging, step=steps)
+    card = staging / FILE
+    card.write_text(model_card(setup, evaluations), encoding="utf-8", errors="replace")
+    sync(card)
     return staging
 
 

@@ -50,6 +50,11 @@ class Run:
         """The student as a Hugging Face folder."""
         return self.folder / "model"
 
+    @property
+    def report(self) -> Path:
+        """The page that tells what happened."""
+        return self.folder / "report.html"
+
 
 def train(
     recipe: Recipe,
@@ -64,8 +69,8 @@ def train(
     """Run a recipe to its end, or go on with a run that was interrupted.
 
     Writes into the folder `recipe.output`: `config.yaml` (runs again as it is), `environment.json`,
-    `metrics.jsonl`, `samples.jsonl`, `evaluation.json`, `checkpoints/` and `model/`, a plain Hugging Face
-    folder. SIGTERM, SIGINT and SIGUSR1 have it save and leave.
+    `metrics.jsonl`, `samples.jsonl`, `evaluation.json`, `checkpoints/`, `model/`, a plain Hugging Face folder, and
+    `report.html`. SIGTERM, SIGINT and SIGUSR1 have it save and leave.
 
     Args:
         recipe: what to run, from `load_recipe` or `recipe_of`.
@@ -106,7 +111,9 @@ def train(
         with display(title or recipe.method.name, setup.steps, done) as shown:
             # Not bound to a name: what the optimisers hold makes room for the model that is loaded in the end.
             evaluations = Loop(setup, shown, stop, checkpoint, identity=identity, reset_optimizer=reset_optimizer).run()
-        return _finish(setup, evaluations, stop)
+        run = _finish(setup, evaluations, stop)
+        _report(setup, stop, report)
+        return run
 
 
 Begun = tuple[Setup, dict[str, Any], Checkpoint | None]
@@ -119,6 +126,10 @@ def _begin(recipe: Recipe, resuming: Resuming, report: Callable[[str], None]) ->
     finished = _finished(recipe, folder, checkpoint)
     if finished is not None:
         report(f"{folder} is finished already; its model is in {finished.model}")
+        if not finished.report.exists():
+            from tutelage.reports.run_report import write_report  # brings the libraries of pages along
+
+            report(f"report in {world().main_does(lambda: write_report(folder))}")
         return finished
     setup = prepare(recipe, report, None if checkpoint is None else checkpoint.folder)
     identity = identity_of(setup)
@@ -133,7 +144,7 @@ def _finish(setup: Setup, evaluations: list[dict[str, Any]], stop: StopRequest) 
     """Leave the evaluations and the model behind; the run is finished when both have their names."""
     try:
         with stop.abandonable():
-            staging = write_export(setup, setup.steps)
+            staging = write_export(setup, setup.steps, evaluations)
     except Abandoned:
         stop.leave(f"all {setup.steps} steps are done and saved; the same command writes the model")
     except Exception as error:
@@ -163,6 +174,21 @@ def one_writer(folder: Path) -> Iterator[None]:
 
 def _silent(line: str) -> None:
     """What every process has to say, the first one says."""
+
+
+def _report(setup: Setup, stop: StopRequest, report: Callable[[str], None]) -> None:
+    """Leave the report behind. It is the last thing: the run is finished, and stays so whatever happens here."""
+    from tutelage.reports.run_report import report_run  # brings the libraries of pages along
+
+    try:
+        with stop.abandonable():
+            report_run(setup)
+    except Abandoned:
+        report("note: stopped before the report was written; the same command writes it")
+    except OSError as error:
+        if not is_full(error):
+            raise
+        report(f"note: the report was not written ({error}); free some space, and the same command writes it")
 
 
 def _resumable(recipe: Recipe, folder: Path, resuming: Resuming, report: Callable[[str], None]) -> Checkpoint | None:

@@ -9,8 +9,9 @@ from tutelage.evaluation.score import Findings
 
 if TYPE_CHECKING:
     from tutelage.evaluation.subject import Subject
+    from tutelage.evaluation.task import Task
 
-Use = Literal["text", "teacher", "choices"]
+Use = Literal["text", "teacher", "choices", "references"]
 
 
 class Metric(ABC):
@@ -21,7 +22,8 @@ class Metric(ABC):
 
     name: str
     uses: ClassVar[frozenset[Use]] = frozenset()
-    """What it looks at: `text` that the student generates as the task says, the `teacher`, the items' `choices`."""
+    """What it looks at: `text` that the student generates as the task says, the `teacher`, the items' `choices` or
+    `references`."""
     packages: ClassVar[tuple[str, ...]] = ()
     """Packages whose version changes the numbers; it becomes part of the protocol."""
 
@@ -40,13 +42,25 @@ class Metric(ABC):
         """What of the metric its numbers depend on: all settings, unless a metric says otherwise."""
         return asdict(self)  # pyright: ignore[reportArgumentType]
 
+    def check(self, task: "Task") -> None:
+        """Refuse a task that it cannot measure, before anything is loaded and written.
+
+        Raises:
+            InputError: it compares with references, and the task has none.
+        """
+        if "references" in self.uses and task.data.reference is None:
+            raise self._no_references()
+
     def check_references(self, subject: "Subject") -> None:
-        """Refuse a task without references, for metrics that compare with them.
+        """Refuse items without references, for metrics that compare with them.
 
         Raises:
             InputError: some item has none.
         """
         if not all(item.references for item in subject.items):
-            raise InputError(
-                f"metric {self.name} compares with references, and the task has none; name them in data.reference"
-            )
+            raise self._no_references()
+
+    def _no_references(self) -> InputError:
+        return InputError(
+            f"metric {self.name} compares with references, and the task has none; name them in data.reference"
+        )

@@ -2,13 +2,12 @@
 
 from typing import Literal
 
-import torch
 from pydantic.dataclasses import dataclass
 
 from tutelage.config import STRICT
 from tutelage.evaluation.metrics.base import Metric
 from tutelage.evaluation.score import Findings, Score
-from tutelage.losses import linear_divergence
+from tutelage.evaluation.sequences import token_logps
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -23,27 +22,21 @@ class Loss(Metric):
 
     name: Literal["loss"] = "loss"
 
-    @torch.no_grad()
     def measure(self, subject) -> Findings:
         """Score every reference."""
-        totals: dict[str, float] = {}
-        counts: dict[str, float] = {}
-        for part in subject.references.micro_batches(subject.micro_batch_tokens):
-            targets = subject.student.targets(part)
-            scores = linear_divergence(
-                subject.student.hidden(part),
-                subject.student.head,
-                targets=targets,
-                cross_entropy=torch.ones_like(targets).float(),
-            )
-            assert scores.student_logp is not None
-            places = [subject.places[item] for item in part.items]
-            sequences = scores.student_logp.double().split(list(part.positions_of))
-            totals |= {place: -values.sum().item() for place, values in zip(places, sequences, strict=True)}
-            counts |= dict(zip(places, map(float, part.positions_of), strict=True))
-            subject.advance("scoring references", len(part), len(subject.places))
-        rows = {place: (totals[place], counts[place]) for place in subject.places}
-        means = {place: totals[place] / counts[place] for place in subject.places}
+        self.check_references(subject)
+        rollout = subject.references
+        logps = token_logps(
+            subject.student,
+            rollout,
+            subject.micro_batch_tokens,
+            done=lambda more: subject.advance("scoring references", more, len(rollout)),
+        )
+        rows = {
+            place: (-values.sum().item(), float(len(values)))
+            for place, values in zip(subject.places, logps, strict=True)
+        }
+        means = {place: total / count for place, (total, count) in rows.items()}
         return Findings(
             {
                 "loss": Score(rows, "nats a token", "lower"),

@@ -27,7 +27,7 @@ class Rouge(Metric):
     stemmer: bool = True
     """Compare word stems."""
 
-    uses: ClassVar = frozenset({"text"})
+    uses: ClassVar = frozenset({"text", "references"})
     packages: ClassVar = ("rouge-score",)
 
     def measure(self, subject) -> Findings:
