@@ -317,7 +317,8 @@ def _train(command: Command) -> None:
         reset_optimizer=options.reset_optimizer,
         verify=not options.no_verify,
     )
-    print(f"finished: model in {run.model}, figures in {run.folder / 'metrics.jsonl'}")
+    report = f", report in {run.report}" if run.report.exists() else ""
+    print(f"finished: model in {run.model}, figures in {run.folder / 'metrics.jsonl'}{report}")
 
 
 def _generate(command: Command) -> None:
