@@ -327,7 +327,8 @@ def _train(command: Command) -> None:
         )
         if not everyone.is_main:
             return
-    print(f"finished: model in {run.model}, figures in {run.folder / 'metrics.jsonl'}")
+    report = f", report in {run.report}" if run.report.exists() else ""
+    print(f"finished: model in {run.model}, figures in {run.folder / 'metrics.jsonl'}{report}")
 
 
 def _generate(command: Command) -> None:

@@ -146,8 +146,8 @@ def _samples(runs: Sequence[RunFiles]) -> Section:
 
 
 def _differences(runs: Sequence[RunFiles]) -> Table:
-    """The keys of the recipes that are not the same in all of them."""
-    flat = [_flat(redacted(dict(run.recipe))) for run in runs]
+    """The keys of the recipes that are not the same in all of them; one without a value is as good as not there."""
+    flat = [{key: found for key, found in _flat(redacted(dict(run.recipe))).items() if found != "None"} for run in runs]
     keys = dict.fromkeys(key for recipe in flat for key in recipe if key != "output")
     rows = [
         [Cell(key), *(Cell(recipe.get(key, "–")) for recipe in flat)]

@@ -21,6 +21,15 @@ _SMOOTH_FROM = 60  # steps from which on a curve is drawn smooth, with its own v
 _BINS = 120  # of the plot of where the time goes
 _LEAST_DIGITS = 5
 
+_TROUBLE = (
+    "Signs of trouble",
+    ["repetition", "prompt_overlap", "empty", "teacher_mass_outside"],
+    "share",
+    {"showlegend": True},
+    "Near zero is well. Share of repeated pieces, of the response copied from the prompt, of empty responses, and of "
+    "the teacher's probability on tokens that the student does not have.",
+)
+
 Floats = NDArray[np.float64]
 
 
@@ -78,14 +87,7 @@ def training_plots(runs: Sequence[RunFiles]) -> list[Plot]:
         ("Gradient norm", _like(runs, "gradient_norm"), "before clipping", {"yaxis": {"type": "log"}}, ""),
         ("Reward", ["reward"], "", {}, ""),
         ("Learning rate", ["learning_rate"], "", {}, ""),
-        (
-            "Signs of trouble",
-            ["repetition", "prompt_overlap", "empty", "teacher_mass_outside"],
-            "share",
-            {},
-            "Near zero is well. Share of repeated pieces, of the response copied from the prompt, of empty responses, "
-            "and of the teacher's probability on tokens that the student does not have.",
-        ),
+        _TROUBLE if len(runs) == 1 else ("Repetition", ["repetition"], "share of pieces", {}, ""),
         ("Responses that end by themselves", ["ended"], "share", {"yaxis": {"range": [0, 1.05]}}, ""),
     ]
     plots = [_of_steps(runs, *entry) for entry in wanted]
@@ -196,7 +198,14 @@ def _colour(place: int) -> str:
 def _line(name: str, place: int, x: Sequence[float], y: Sequence[float | None]) -> dict[str, Any]:
     dash = ("solid", "dash", "dot")[place // COLOURS % 3]
     line = {"color": _colour(place), "width": 2, "dash": dash}
-    return {"type": "scatter", "mode": "lines", "name": name, "x": list(x), "y": list(y), "line": line}
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": name,
+        "x": [at if isfinite(at) else None for at in x],
+        "y": list(y),
+        "line": line,
+    }
 
 
 def _banded(

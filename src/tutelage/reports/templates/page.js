@@ -46,7 +46,7 @@
         ...own, xaxis: axis(plot.x_title, own.xaxis), yaxis: axis(plot.y_title, own.yaxis),
         margin: { l: 48, r: 12, t: 8, b: 40 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
         font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("var(--muted)") },
-        showlegend: names.length > 1, legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
+        showlegend: own.showlegend || names.length > 1, legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
         hovermode: "x unified", dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
         hoverlabel: { bgcolor: colour("var(--sheet)"), bordercolor: colour("var(--line)"), font: { color: colour("var(--ink)") } },
       };
@@ -145,7 +145,7 @@
 
     // The token view.
     const panel = document.getElementById("panel");
-    const percent = (share) => (share > 0 && share < 0.0005 ? "< 0.1 %" : `${(100 * share).toFixed(1)} %`);
+    const percent = (share) => (share < 0.0005 ? "< 0.1 %" : `${(100 * share).toFixed(1)} %`);
     const tops = (title, choices, own) => {
       const part = make("div"), rows = make("ol");
       part.append(make("h5", title), rows);
