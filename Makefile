@@ -55,6 +55,7 @@ bench: $(MARKER)  ## Run every benchmark in turn, beside its peers (results: ben
 	$(BIN)/python benchmarks/on_policy_step.py --divergence "jsd(0.5)"
 	$(BIN)/python benchmarks/static_data.py
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/predicted_memory.py
 
 format: $(MARKER)  ## Format and sort imports
 	$(BIN)/ruff check --fix .

@@ -2,10 +2,12 @@
 
     python benchmarks/sampling.py [--rounds 5] [--only equal spread …] [--toy]
     python benchmarks/sampling.py --model PATH --dtype bfloat16     # another model: SmolLM2, …
+    python benchmarks/sampling.py --model PATH --dtype bfloat16 --only equal --server http://127.0.0.1:8123/v1
 
 A random 4 × 256 Llama with 49,152 ids, 32 prompts of 32 tokens, both at temperature 1 over the whole vocabulary.
 
-equal    64 tokens each: the stop token is never drawn.
+equal    64 tokens each: the stop token is never drawn. With --server an OpenAI-compatible server of the same model,
+         such as vLLM's on the same cores, writes as much in one request.
 spread   8 to 128 tokens each. Both are told, in the same way, when each response ends: the stop token is impossible
          before, and the only one then. `generate` goes on computing responses that are over.
 refill   the same with 96 prompts, 32 at a time: `generate` takes them in three batches.
@@ -21,6 +23,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
+import httpx
 import torch
 from memory import forget_peak, peak
 from task import STUDENT, TEACHER, TINY
@@ -119,10 +122,22 @@ def equal(task: Task) -> dict[str, Callable[[], object]]:
     """All responses of one length."""
     prompts = task.prompts(task.batch)
     decoding = Decoding(max_new_tokens=task.tokens, batch_size=task.batch)
-    return {
+    peers: dict[str, Callable[[], object]] = {
         "tutelage": lambda: decode(task.endless, prompts, decoding, seed=0),
         "generate": lambda: generated(task, prompts, task.tokens),
     }
+    if task.options.server:
+        peers["server"] = lambda: served(task, prompts, task.tokens)
+    return peers
+
+
+def served(task: Task, prompts: list[Ids], tokens: int) -> None:
+    """What a server does in one request."""
+    url = task.options.server
+    name = httpx.get(f"{url}/models").raise_for_status().json()["data"][0]["id"]
+    wanted = {"model": name, "prompt": [list(ids) for ids in prompts], "max_tokens": tokens, "temperature": 1.0}
+    reply = httpx.post(f"{url}/completions", json={**wanted, "ignore_eos": True}, timeout=600).raise_for_status().json()
+    assert reply["usage"]["completion_tokens"] == tokens * len(prompts)
 
 
 def spread(task: Task, batches: int = 1) -> dict[str, Callable[[], object]]:
@@ -237,6 +252,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", choices=(*ROWS, "memory"))
     parser.add_argument("--model", help="folder of a model, instead of the random one")
+    parser.add_argument("--server", metavar="URL", help="of an OpenAI-compatible server with the same model")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--toy", action="store_true", help="tiny sizes: whether it runs, not how fast")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)  # how it calls itself in a fresh process
