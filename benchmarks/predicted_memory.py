@@ -25,8 +25,12 @@ TOLERANCE = 0.15
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--toy", action="store_true", help="a size of seconds")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--predict", type=Path, help=argparse.SUPPRESS)  # how it calls itself in fresh processes,
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # whose memory nothing else has touched
     options = parser.parse_args()
+    if options.predict is not None:
+        print(_predicted(options.predict))
+        return
     if options.measure is not None:
         train(load_recipe(options.measure), report=lambda _: None)
         print(resident())
@@ -38,7 +42,7 @@ def main() -> None:
         for name, recipe in _recipes(Path(folder), toy=options.toy).items():
             path = Path(folder) / "recipe.yaml"
             path.write_text(recipe, encoding="utf-8")
-            predicted, measured = _predicted(path), _measured(path)
+            predicted, measured = _apart("--predict", path), _apart("--measure", path)
             found[name] = {"predicted": predicted, "measured": measured}
             within = abs(predicted / measured - 1) <= TOLERANCE
             figures = f"{predicted / 2**30:.2f} | {measured / 2**30:.2f} | {predicted / measured:.2f}"
@@ -69,14 +73,14 @@ def _recipes(folder: Path, *, toy: bool) -> dict[str, str]:
     return recipes
 
 
-def _predicted(path: Path) -> float:
+def _predicted(path: Path) -> int:
     recipe = load_recipe(path)
     found = look(recipe)
-    return estimate(recipe, found.student, found.teacher, found.texts.train)[-1].gibibytes * 2**30
+    return int(estimate(recipe, found.student, found.teacher, found.texts.train)[-1].gibibytes * 2**30)
 
 
-def _measured(path: Path) -> int:
-    command = [sys.executable, __file__, "--measure", str(path)]
+def _apart(option: str, path: Path) -> int:
+    command = [sys.executable, __file__, option, str(path)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 

@@ -1,9 +1,11 @@
 """What a run needs of memory, phase by phase, found by running its phases without numbers."""
 
 import copy
+import re
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -212,7 +214,11 @@ def _written(recipe: Recipe) -> list[tuple[str, Decoding, int]]:
 
 
 def resident() -> int:
-    """Bytes of memory that this process holds."""
+    """Bytes of memory that this process has held at most."""
+    status = Path("/proc/self/status")
+    peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    if peak is not None:  # what `getrusage` says on Linux is at least what the process had that started this one
+        return int(peak[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
