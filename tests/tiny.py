@@ -68,6 +68,7 @@ def mapping(folder: Path, method: str, kind: str = "llama", **sections: Any) -> 
         "gkd-reward": {"student_decoding": short, "samples": 2, "baseline": "leave-one-out", "separate_norms": True},
         "minillm": {"student_decoding": short, "collection": 18, "inner_epochs": 2},  # stops fall into both epochs
         "minillm-single-step": {"student_decoding": short},
+        "cross-tokenizer": {"student_decoding": short, "student_fraction": 0.5, "cross_entropy": 0.3},
         "minillm-ranking": {"student_decoding": short, "samples": 3},
         "f-distill": {"divergence": "js", "exact": True, "student_decoding": short, "teacher_decoding": short},
         "distillm": {"student_decoding": short, "student_fraction": 0.8, "tolerance": 0.0, "capacity": 8},
@@ -87,6 +88,8 @@ def mapping(folder: Path, method: str, kind: str = "llama", **sections: Any) -> 
     }
     if method == "distillm":  # goes by the validation loss
         whole["evaluation"]["every"] = 2
+    if method == "cross-tokenizer":  # two vocabularies cannot be compared id by id
+        whole["evaluation"]["metrics"] = ["loss"]
     for name, section in sections.items():
         whole[name] = {**whole[name], **section} if isinstance(section, dict) else section
     return whole

@@ -105,6 +105,23 @@ same recipe then reads that instead of running the teacher (docs/teacher-cache.m
 The size is told before anything is scored. The same command goes on with an interrupted capture, and captures
 damaged files anew.
 """
+SCHEMA = """\
+Print the JSON schema of recipes, with which an editor checks keys and values, completes them and shows what they
+mean (docs/integrations.md):
+
+  tutelage schema --out recipe.schema.json
+"""
+EXPORT = """\
+Write a finished student as one GGUF file, by the converter of your llama.cpp, and compare it with the student where
+transformers can read it (docs/integrations.md):
+
+  tutelage export runs/gkd --gguf --converter llama.cpp/convert_hf_to_gguf.py --outtype q8_0
+"""
+PUSH = """\
+Upload a finished student with its tokenizer and its card to the Hugging Face hub, and nothing else of the run:
+
+  tutelage push runs/gkd owner/name --private
+"""
 DEMO = """\
 Distil the embedded task: a student starts from a few labelled examples, then goes on three ways with equal
 steps (fine-tuning, supervised distillation, on-policy distillation), and is compared with its teacher on unseen
@@ -280,6 +297,18 @@ def _parser() -> argparse.ArgumentParser:
     try_out.add_argument("--teacher", metavar="MODEL", help="in place of the run's own")
     try_out.add_argument("--samples", type=int, metavar="N", help="sampled answers of each (default: one, greedy)")
     verb("cache", "keep on disk what a recipe's teacher says of fixed text", CACHE)
+    schema = verb("schema", "print the JSON schema of recipes, for editors", SCHEMA, recipe=False)
+    schema.add_argument("--out", metavar="FILE", help="write there instead of printing")
+    export = verb("export", "write a finished student in another format", EXPORT, recipe=False)
+    export.add_argument("run", metavar="RUN_OR_MODEL", help="folder of a run or a model")
+    export.add_argument("--gguf", action="store_true", required=True, help="for llama.cpp and its kin")
+    export.add_argument("--converter", required=True, metavar="FILE", help="llama.cpp's convert_hf_to_gguf.py")
+    export.add_argument("--outtype", choices=("f32", "f16", "bf16", "q8_0"), default="f16", help="default: f16")
+    export.add_argument("--out", metavar="FILE", help="default: model-OUTTYPE.gguf beside the model")
+    push = verb("push", "upload a finished student to the hub", PUSH, recipe=False)
+    push.add_argument("run", metavar="RUN_OR_MODEL", help="folder of a run or a model")
+    push.add_argument("repo_id", metavar="REPO_ID", help="owner/name; it is made if it is not there")
+    push.add_argument("--private", action="store_true", help="make a new repository private")
     demo = verb("demo", "distil the embedded task and compare methods", DEMO, recipe=False)
     demo.add_argument("--folder", default="runs/demo", help="where the runs go (default: runs/demo)")
     demo.add_argument("--prepare", action="store_true", help="write the data and the teacher only")
@@ -452,6 +481,28 @@ def _try(command: Command) -> None:
     try_out(options.run, options.prompt, teacher=options.teacher, samples=options.samples, settings=settings, keys=keys)
 
 
+def _schema(command: Command) -> None:
+    from tutelage.commands.schema import write_schema
+
+    write_schema(command.options.out)
+
+
+def _export(command: Command) -> None:
+    from tutelage.training.quiet import quiet_transformers
+
+    quiet_transformers()
+    from tutelage.commands.export import export_gguf
+
+    options = command.options
+    export_gguf(options.run, converter=options.converter, out=options.out, outtype=options.outtype)
+
+
+def _push(command: Command) -> None:
+    from tutelage.commands.push import push
+
+    push(command.options.run, command.options.repo_id, private=command.options.private)
+
+
 def _demo(command: Command) -> None:
     from tutelage.training.quiet import quiet_transformers
 
@@ -472,5 +523,8 @@ _VERBS = {
     "evaluate": _evaluate,
     "report": _report,
     "try": _try,
+    "schema": _schema,
+    "export": _export,
+    "push": _push,
     "demo": _demo,
 }

@@ -18,6 +18,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Url = Annotated[str, Field(pattern=r"^https?://[^\s/]\S*$")]
 
 DIVERGENCES: dict[str, str | None] = {
     "forward_kl": None,
@@ -108,6 +109,22 @@ class FromTeacher:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Adapter:
+    """A fresh adapter (PEFT) on a base model: it alone learns, and the student begins as the base is."""
+
+    kind: Literal["lora"] = "lora"
+    """`lora`: beside each chosen weight, the product of two thin matrices."""
+    rank: Count = 16
+    """Width of the thin matrices."""
+    alpha: Positive = 32.0
+    """What they add is multiplied by alpha / rank."""
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Names of the layers that get some, such as `[q_proj, v_proj]`; `all-linear` is all but the output head."""
+    dora: bool = False
+    """Learn the length of each column of the weights apart from its direction (arXiv 2402.09353)."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Model:
     """A model: where its weights come from and where it runs. Exactly one source is given."""
 
@@ -127,6 +144,8 @@ class Model:
     """`auto` (CUDA where there is one, else the CPU), `cpu`, `cuda`, `cuda:1`, …"""
     trust_remote_code: bool = False
     """Run code that comes with the model. Only together with a `revision` that is a commit."""
+    adapter: Adapter | None = None
+    """Put a fresh adapter on `model`, and train that alone (students only; docs/adapters.md)."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "Model":
@@ -135,7 +154,35 @@ class Model:
             raise ValueError(f"give exactly one of model, from_config, from_teacher (got {given or 'none'})")
         if self.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
             raise ValueError("trust_remote_code needs a pinned revision: the 40 hexadecimal digits of a commit")
+        if self.adapter is not None and self.model is None:
+            raise ValueError("adapter goes on a stored model, which its own files name: give model")
         return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Teacher(Model):
+    """The model that knows: in this process, or behind an OpenAI-compatible server (docs/served-teacher.md)."""
+
+    url: Url | Annotated[tuple[Url, ...], Field(min_length=1)] | None = None
+    """Where it is served, such as `http://localhost:8000/v1`, or a list of servers of the same model; `model` is then
+    the name that it is served under, and `tokenizer` is read here. `null` loads the model into this process."""
+    top_k: Count = 64
+    """url only: how many of its most probable tokens are compared at a position; all others are compared as one."""
+    concurrency: Count = 16
+    """url only: requests sent at a time."""
+    timeout: Positive = 120.0
+    """url only: seconds that a request may take before it is sent again."""
+    patience: Positive = 600.0
+    """url only: seconds that a request is tried again for before the run saves and stops."""
+    key_variable: str = "OPENAI_API_KEY"
+    """url only: environment variable with the server's API key; nothing is sent where it is not set."""
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The servers, none for a model in this process."""
+        if self.url is None:
+            return ()
+        return (self.url,) if isinstance(self.url, str) else self.url
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -268,7 +315,9 @@ class Train:
     `lowest loss` or `highest exact_answer`. Needs evaluation.every, and save_every as a multiple of it."""
     log_every: Count = 1
     """Steps between lines of metrics.jsonl."""
-    trackers: tuple[Literal["tensorboard"], ...] = ()
+    merge_adapter: bool = False
+    """Write the finished student as one whole model, its adapter added into the weights."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Further places that metrics go to, besides metrics.jsonl."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What follows a step with a loss, gradient or score that is not finite. It is never applied; `stop` saves the

@@ -15,9 +15,10 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from tutelage.config import STRICT, Data, Evaluation, Model, TeacherCache, Train
+from tutelage.config import STRICT, Data, Evaluation, Model, Teacher, TeacherCache, Train
 from tutelage.errors import InputError
 from tutelage.methods import METHODS, SFT, Method
+from tutelage.methods.token_matching import TokenMatching
 from tutelage.recipe_keys import keys_of, recipe_keys
 from tutelage.redaction import redacted
 from tutelage.safe_yaml import parse_yaml, read_yaml
@@ -31,7 +32,7 @@ class Recipe:
     """The method and its hyper-parameters, chosen by `name`."""
     student: Model
     """The model that learns."""
-    teacher: Model | None = None
+    teacher: Teacher | None = None
     """The model that knows. Needed by every method but sft."""
     data: Data
     """The prompts, and the responses where there are some."""
@@ -53,6 +54,8 @@ class Recipe:
             problems.append(f"method '{self.method.name}' needs a teacher: add teacher.model")
         if self.student.from_teacher is not None and self.teacher is None:
             problems.append("student.from_teacher needs a teacher: add teacher.model")
+        if self.teacher is not None and self.teacher.adapter is not None:
+            problems.append("teacher.adapter: a teacher does not learn; give the adapter's folder as teacher.model")
         if self.teacher is not None and self.teacher.model is None:
             problems.append("the teacher needs weights: give teacher.model")
         compared = [metric for metric in ("agreement", "distances") if metric in self.evaluation.metrics]
@@ -73,6 +76,7 @@ class Recipe:
                 f"method '{self.method.name}' looks into the models' layers, which cannot be cut: leave train.shard out"
             )
         problems += self._problems_of_cache()
+        problems += self._problems_of_server()
         every, save_every = self.evaluation.every, self.train.save_every
         if self.train.keep_best is not None and not (every and save_every and save_every % every == 0):
             problems.append(
@@ -95,6 +99,28 @@ class Recipe:
         if kind == "top-k" and asked != "distribution":
             return [f"{given} needs the teacher's whole distribution: use teacher_cache.kind: hidden"]
         return []
+
+    def _problems_of_server(self) -> list[str]:
+        """What cannot be had of a teacher that is served, which tells its most probable tokens and no more."""
+        if self.teacher is None or self.teacher.url is None:
+            return []
+        served = "the teacher is served (teacher.url)"
+        problems = []
+        if self.method.needs_teacher and self.method.plan.asks_of_fixed_text != "distribution":
+            problems.append(
+                f"{served}, but method '{self.method.name}' as set up here needs more of it than its most probable "
+                "tokens: use supervised-kd, on-policy-kd, imitkd or gkd, or leave teacher.url out"
+            )
+        if isinstance(self.method, TokenMatching) and self.method.temperature != 1:
+            problems.append(f"{served}, and servers tell log-probabilities at temperature 1: set method.temperature: 1")
+        if self.student.from_teacher is not None:
+            problems.append(f"{served}, so there are no layers to copy: leave out student.from_teacher")
+        if self.teacher_cache.kind is not None:
+            problems.append(f"{served}, and no cache is kept of it: leave teacher_cache out")
+        whole = [metric for metric in ("agreement", "distances") if metric in self.evaluation.metrics]
+        if whole:
+            problems.append(f"{served}, but evaluation.metrics has '{whole[0]}', which needs its whole distribution")
+        return problems
 
 
 _RECIPE = TypeAdapter(Recipe)

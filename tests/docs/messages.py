@@ -14,13 +14,17 @@ PAGE = Path("docs/troubleshooting.md")
 
 FEWEST = 7
 """Fixed letters that a message has at least; what has fewer is put together from others."""
-ERRORS = {"InputError", "DivergedError", "CheckpointError", "Stopped", "TutelageError", "ValueError"}
+ERRORS = {"InputError", "DivergedError", "CheckpointError", "Stopped", "TutelageError", "ValueError", "ConnectionError",
+          "Refused"}  # fmt: skip
 TELLING = {"report", "note", "leave", "error", "print"}
 """Functions and methods that show their first argument to the user."""
 PROGRESS = ("demo/", "training/progress.py")
 """Where what is said needs no explanation."""
 COLLECTED = {"problems", "notes"}
 """Lists of sentences for the user."""
+
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass(frozen=True)
@@ -86,14 +90,14 @@ class _Reader:
         """The messages, each once."""
         seen: set[str] = set()
         for scope in ast.walk(self._tree):
-            if isinstance(scope, ast.FunctionDef):
+            if isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef):
                 for node in ast.walk(scope):
                     for text in self._texts(node, scope):
                         if _says_something(text) and text not in seen:
                             seen.add(text)
                             yield Message(f"{self._file}:{node.lineno}", text)  # pyright: ignore
 
-    def _texts(self, node: ast.AST, scope: ast.FunctionDef) -> Iterator[str]:
+    def _texts(self, node: ast.AST, scope: Function) -> Iterator[str]:
         if (
             isinstance(node, ast.Return)
             and re.search("(note|notes|complaint|fault|message|gated)$", scope.name)
@@ -124,7 +128,7 @@ class _Reader:
                 return first
         return []
 
-    def _values(self, node: ast.expr, scope: ast.FunctionDef) -> list[str]:
+    def _values(self, node: ast.expr, scope: Function) -> list[str]:
         """What an expression may be as a text."""
         match node:
             case ast.Constant(value=str(text)):
@@ -143,7 +147,7 @@ class _Reader:
             case _:
                 return [ANY]
 
-    def _part(self, part: ast.expr, scope: ast.FunctionDef) -> str:
+    def _part(self, part: ast.expr, scope: Function) -> str:
         if isinstance(part, ast.Constant):
             return str(part.value)
         inner = part.value if isinstance(part, ast.FormattedValue) else part
@@ -159,7 +163,7 @@ class _Reader:
                 return str(node.value.value) if isinstance(node.value, ast.Constant) else None
         return None
 
-    def _assigned(self, name: str, scope: ast.FunctionDef) -> list[str]:
+    def _assigned(self, name: str, scope: Function) -> list[str]:
         """The texts that a function gives a name."""
         values = [
             node.value

@@ -25,11 +25,20 @@ def test_example_says_how_to_start_it(path):
     assert f"    python {path.as_posix()}" in path.read_text(encoding="utf-8").split('"""')[1]
 
 
-@pytest.mark.parametrize(("path", "name"), [("plain_loop", "loss"), ("custom_objective", "hellinger")])
+@pytest.mark.parametrize(
+    ("path", "name"), [("plain_loop", "loss"), ("custom_objective", "hellinger"), ("trainer_bridge", "loss")]
+)
 def test_example_learns_on_tiny_models(path, name):
     values = figures(name, run(f"examples/{path}.py"))
     assert len(values) == 20
     assert sum(values[-5:]) < sum(values[:5])
+
+
+def test_custom_reward_rises_unless_the_divergence_is_all_there_is():
+    rewarded, alone = (figures("reward", run("examples/custom_reward.py", "--alpha", alpha)) for alpha in ("0.2", "1"))
+    assert len(rewarded) == len(alone) == 20
+    assert sum(rewarded[-5:]) / 5 > 2 * sum(rewarded[:3]) / 3
+    assert sum(alone[-5:]) / 5 < sum(rewarded[-5:]) / 10
 
 
 def test_plain_loop_takes_folders_and_writes_a_model(tmp_path):

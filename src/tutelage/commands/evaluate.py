@@ -96,7 +96,7 @@ def _measured(word: str, student_keys: Mapping[str, Any], teacher_keys: Mapping[
         if not (path / "model").is_dir():
             raise InputError(f"{path} is a run that has not finished; the command that began it goes on with it")
         student: dict[str, Any] = {"model": str(path / "model"), "device": recipe.student.device}
-        if recipe.teacher is not None:
+        if recipe.teacher is not None and recipe.teacher.url is None:
             teacher = {name: getattr(recipe.teacher, name) for name in _FIELDS}
     else:
         student = {"model": place if equals else word}

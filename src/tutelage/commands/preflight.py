@@ -16,6 +16,7 @@ from tutelage.models.skeleton import load_skeleton
 from tutelage.models.vocabulary import SharedVocabulary, shared_vocabulary
 from tutelage.recipe import Recipe
 from tutelage.training.disk import check_room
+from tutelage.training.served import fewest_positions, is_served, served_teacher, shared_with
 from tutelage.training.setup import check_text, first_checks, model_notes, needs_teacher, student_tokenizer
 from tutelage.training.texts import Reader, Texts, read, read_texts
 
@@ -32,7 +33,7 @@ class Findings:
     teacher: PreTrainedModel | None
     stops: tuple[int, ...]
     shared: SharedVocabulary | None
-    """The ids on which the models are compared; `None` without a teacher."""
+    """The ids on which the models are compared; `None` without a teacher, or with one of another tokenizer."""
     texts: Texts
     notes: tuple[str, ...]
 
@@ -52,7 +53,8 @@ def look(recipe: Recipe) -> Findings:
     tokenizer = steps.take(student_tokenizer, recipe)
     teacher, own = None, None
     with_teacher = needs_teacher(recipe)
-    if recipe.teacher is not None and with_teacher:
+    served = steps.take(served_teacher, recipe, _silent) if with_teacher else None
+    if recipe.teacher is not None and with_teacher and not is_served(recipe):
         teacher = steps.take(load_skeleton, recipe.teacher, "teacher")
         own = steps.take(load_tokenizer, recipe.teacher, "teacher")
     student = None
@@ -63,13 +65,17 @@ def look(recipe: Recipe) -> Findings:
     stops = None if student is None or tokenizer is None else steps.take(stop_ids, student, tokenizer)
     texts, shared = None, None
     if rows is not None and student is not None and tokenizer is not None and stops is not None:
-        reader = Reader(tokenizer, stops, bool(student.config.is_encoder_decoder), positions(student, teacher))
+        room = fewest_positions(positions(student, teacher), served)
+        reader = Reader(tokenizer, stops, bool(student.config.is_encoder_decoder), room)
         texts = steps.take(read_texts, recipe, reader, rows)
     if texts is not None:
         steps.take(check_text, recipe, texts.train)
-    if student is not None and tokenizer is not None and teacher is not None and own is not None:
+    shares = not recipe.method.plan.bridges_tokenizers
+    if shares and student is not None and tokenizer is not None and teacher is not None and own is not None:
         heads = output_head(student).vocabulary, output_head(teacher).vocabulary
         shared = steps.take(shared_vocabulary, tokenizer, own, *heads)
+    if student is not None and tokenizer is not None and served is not None:
+        shared = steps.take(shared_with, served, student, tokenizer)
     steps.finish()
     assert tokenizer is not None
     assert student is not None
@@ -94,6 +100,10 @@ def check_writable(folder: Path) -> None:
         raise InputError(
             f"output: cannot write into {existing} ({error.strerror}); name a folder that you may write into"
         ) from None
+
+
+def _silent(line: str) -> None:
+    """What is found is shown all at once."""
 
 
 class _Steps:

@@ -114,7 +114,8 @@ def _named(
         raise InputError(f"{run} has no model yet; finish the run, or name one of its checkpoints and --teacher")
     written = recipe.evaluation.decoding
     lengths = {"max_new_tokens": written.max_new_tokens, "no_repeat_ngram_size": written.no_repeat_ngram_size}
-    student = replace(recipe.student, model=str(model), from_config=None, from_teacher=None, tokenizer=None)
+    started_from = {"from_config": None, "from_teacher": None, "adapter": None}
+    student = replace(recipe.student, model=str(model), tokenizer=None, **started_from)
     decoding = check_section(Decoding, {**lengths, **chosen}, "decoding")
     return _Named(student, own or recipe.teacher, recipe.data.template, decoding, recipe.seed)
 

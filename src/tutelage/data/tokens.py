@@ -59,7 +59,7 @@ def encode_continuations(
     Returns:
         The ids of each text, without special tokens.
     """
-    if not _adds_space(tokenizer):
+    if not adds_space(tokenizer):
         return encode_texts(tokenizer, texts)
     ending = literal_pattern(tokenizer, tokenizer.all_special_ids, r"\Z")
     matches = [ending.search(text) if ending else None for text in previous]
@@ -90,7 +90,8 @@ def literal_pattern(
     return re.compile(f"(?:{'|'.join(sorted(literal, key=len, reverse=True))}){suffix}") if literal else None
 
 
-def _adds_space(tokenizer: "PreTrainedTokenizerBase") -> bool:
+def adds_space(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether a tokenizer puts a space before every text that it is given."""
     alone, newline, after_newline = encode_texts(tokenizer, ["x", "\n", "\nx"])
     return after_newline[: len(newline)] == newline and after_newline[len(newline) :] != alone
 

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from tutelage.methods.cross_tokenizer import CrossTokenizer
 from tutelage.methods.distillm import DistiLLM
 from tutelage.methods.distillm_2 import DistiLLM2
 from tutelage.methods.f_distill import FDistill
@@ -25,6 +26,7 @@ Method = Annotated[
     | GKD
     | FDistill
     | PreDistil
+    | CrossTokenizer
     | DistiLLM
     | DistiLLM2
     | MiniLLM
@@ -48,6 +50,7 @@ METHODS = {
         GKD,
         FDistill,
         PreDistil,
+        CrossTokenizer,
         DistiLLM,
         DistiLLM2,
         MiniLLM,
@@ -63,6 +66,7 @@ __all__ = [
     "GKD",
     "METHODS",
     "SFT",
+    "CrossTokenizer",
     "DistiLLM",
     "DistiLLM2",
     "DistributionMatching",

@@ -49,6 +49,8 @@ class Plan:
     """What the teacher is asked about text that was written beforehand: nothing, no more than a comparison of
     distributions (`Teacher.compare`), its final hidden states, or those of its layers. A teacher's cache has to give
     that much."""
+    bridges_tokenizers: bool = False
+    """The teacher reads the text with a tokenizer of its own (`BridgedTeacher`), so ids need not be the same."""
 
 
 @dataclass(frozen=True)

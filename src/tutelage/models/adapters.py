@@ -1,5 +1,6 @@
 """PEFT adapters (LoRA and its kin): a small folder of weights on top of a base model."""
 
+import copy
 import json
 import warnings
 from dataclasses import replace
@@ -7,10 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
+from tutelage import config
 from tutelage.errors import InputError
 from tutelage.models.sources import LIBRARY_ERRORS, Source, locate
 
@@ -82,6 +85,45 @@ def base_of(source: Source) -> Source:
     if is_adapter(base):
         raise base.error("is an adapter itself; merge it into its own base first (merge_and_unload)")
     return base
+
+
+def begin(base: PreTrainedModel, source: Source, settings: config.Adapter, seed: int) -> "PeftModel":
+    """Put a fresh adapter on a base model, which computes the same as before until the adapter has learnt.
+
+    Args:
+        base: the base model; it is changed in place.
+        source: where it came from, which the adapter's own files are to name.
+        settings: the adapter's section of a recipe.
+        seed: seed of the adapter's weights; no other generator is touched.
+
+    Raises:
+        InputError: peft is missing, the base is an adapter already, or it has no such layers.
+    """
+    check_installed(source)
+    from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+
+    if isinstance(base, PeftModel):
+        raise source.error("is an adapter already, which goes on learning as it is; leave student.adapter out")
+    lora = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # pyright: ignore[reportArgumentType]  (any number will do)
+        target_modules=settings.targets if isinstance(settings.targets, str) else list(settings.targets),
+        use_dora=settings.dora,
+        task_type=TaskType.SEQ_2_SEQ_LM if base.config.is_encoder_decoder else TaskType.CAUSAL_LM,
+        revision=source.options.get("revision"),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            return get_peft_model(base, lora)  # pyright: ignore[reportReturnType]
+        except LIBRARY_ERRORS as error:
+            raise source.explain(error) from error
+
+
+def sharing_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a second model with the same weights, not copied: one gets an adapter, the other stays what it was."""
+    memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, memo)
 
 
 def attach(base: PreTrainedModel, source: Source, *, trainable: bool) -> "PeftModel":

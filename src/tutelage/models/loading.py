@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeGuard, cast
 
 import torch
 from transformers import (
@@ -21,6 +21,7 @@ from tutelage.models import adapters
 from tutelage.models.architecture import auto_class
 from tutelage.models.fresh import fresh_model
 from tutelage.models.pruning import copy_layers
+from tutelage.models.shell import is_adapted
 from tutelage.models.sources import LIBRARY_ERRORS, Source, locate
 
 TOKENIZER_FILES = (
@@ -76,7 +77,8 @@ def load_model(
         role: whose model it is. A teacher comes frozen; of a student's adapter only the adapter learns.
         seed: seed of fresh weights; no other generator is touched.
         tokenizer: gives a fresh model its vocabulary size and special ids.
-        teacher: the model that `from_teacher` copies from.
+        teacher: the model that `from_teacher` copies from. An adapter whose base is that very model has its weights
+            in common with it.
 
     Returns:
         The model on its device, in evaluation mode; for an adapter, the PEFT model around its base.
@@ -84,6 +86,7 @@ def load_model(
     Raises:
         InputError: it cannot be loaded, is not a language model that writes text, or does not fit.
     """
+    refuse_served(spec)
     device, dtype = device_of(spec.device, role), getattr(torch, spec.dtype)
     if spec.from_teacher is not None:
         if teacher is None:
@@ -93,9 +96,26 @@ def load_model(
         model = fresh_model(spec.from_config, role, dtype, seed, tokenizer)
     else:
         assert spec.model is not None
-        model = _stored_model(locate(spec.model, role, spec.revision), role, dtype, spec.trust_remote_code)
+        source = locate(spec.model, role, spec.revision)
+        like = None if teacher is None or teacher.device.type != device.type else teacher
+        model = _stored_model(source, role, dtype, spec, like)
+        if spec.adapter is not None:
+            model = cast(PreTrainedModel, adapters.begin(model, source, spec.adapter, seed))
     model = model.to(device).eval()  # pyright: ignore[reportArgumentType]
     return freeze(model) if role == "teacher" else model
+
+
+def refuse_served(spec: config.Model) -> None:
+    """Say that there are no weights here of a model that is served.
+
+    Raises:
+        InputError: it is.
+    """
+    if isinstance(spec, config.Teacher) and spec.url is not None:
+        raise InputError(
+            f"this needs the weights of the teacher '{spec.model}', but it is served (teacher.url); name its folder or "
+            "hub id as teacher.model, and leave teacher.url out (--teacher.url null)"
+        )
 
 
 def freeze(model: Any) -> Any:
@@ -188,12 +208,29 @@ def _has_files(source: Source, names: tuple[str, ...]) -> bool:
     return any(cached_file(source.location, name, **options, **quiet) for name in names)
 
 
-def _stored_model(source: Source, role: str, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+def _stored_model(
+    source: Source, role: str, dtype: torch.dtype, spec: config.Model, teacher: PreTrainedModel | None
+) -> PreTrainedModel:
     if not adapters.is_adapter(source):
-        return _weights_at(source, dtype, trust_remote_code)
-    base = _weights_at(adapters.base_of(source), dtype, False)
+        if spec.adapter is not None and _is_at(teacher, source, dtype, spec.trust_remote_code):
+            return adapters.sharing_weights(teacher)
+        return _weights_at(source, dtype, spec.trust_remote_code)
+    at = adapters.base_of(source)
+    base = adapters.sharing_weights(teacher) if _is_at(teacher, at, dtype, False) else _weights_at(at, dtype, False)
     # A PEFT model is none of transformers' classes, but it answers to all that we ask of one.
     return cast(PreTrainedModel, adapters.attach(base, source, trainable=role == "student"))
+
+
+def _is_at(
+    model: PreTrainedModel | None, source: Source, dtype: torch.dtype, trust_remote_code: bool
+) -> TypeGuard[PreTrainedModel]:
+    """Whether a model in memory is what would be loaded from a source."""
+    if model is None or is_adapted(model) or "gguf_file" in source.options or model.dtype != dtype:
+        return False
+    if source.is_local:
+        return Path(str(model.name_or_path)).resolve() == Path(source.location).resolve()
+    commit = getattr(configuration_at(source, trust_remote_code), "_commit_hash", None)
+    return model.name_or_path == source.location and commit is not None and commit == model.config._commit_hash
 
 
 def _weights_at(source: Source, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:

@@ -7,7 +7,7 @@ from tutelage import config
 from tutelage.models import adapters
 from tutelage.models.architecture import auto_class
 from tutelage.models.fresh import fresh_model
-from tutelage.models.loading import configuration_at
+from tutelage.models.loading import configuration_at, refuse_served
 from tutelage.models.pruning import copy_layers
 from tutelage.models.sources import Source, locate
 
@@ -33,6 +33,7 @@ def load_skeleton(
     Raises:
         InputError: there is no such model, or it is not a language model that writes text.
     """
+    refuse_served(spec)
     dtype = getattr(torch, spec.dtype)
     with torch.device("meta"):
         if spec.from_teacher is not None:

@@ -151,14 +151,14 @@ def _check_probe(
         if student != teacher:
             raise InputError(
                 f"tokenizers differ: the same ids stand for the same strings, but {text!r} becomes "
-                f"{_shown(student)} for the student and {_shown(teacher)} for the teacher; {TEXT_ONLY}"
+                f"{shown(student)} for the student and {shown(teacher)} for the teacher; {TEXT_ONLY}"
             )
 
 
-def _shown(ids: Sequence[int]) -> str:
+def shown(ids: Sequence[int]) -> str:
     """The start of a list of ids.
 
-    >>> _shown(range(12))
+    >>> shown(range(12))
     '[0, 1, 2, 3, 4, 5, 6, 7, …]'
     """
     return f"[{', '.join(str(index) for index in ids[:8])}{', …' if len(ids) > 8 else ''}]"

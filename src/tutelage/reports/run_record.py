@@ -10,6 +10,8 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from tutelage.data import Examples
+from tutelage.models.bridge import BridgedTeacher
+from tutelage.models.served_teacher import ServedTeacher
 from tutelage.reports.samples import Look, Sample, look_at
 from tutelage.sealing import write_whole
 
@@ -50,7 +52,8 @@ def record_of(setup: "Setup") -> RunRecord:
     Args:
         setup: the run with the trained student.
     """
-    recipe, teacher = setup.recipe, setup.teacher
+    recipe, loaded = setup.recipe, setup.teacher
+    teacher = None if isinstance(loaded, BridgedTeacher) else loaded  # one that reads the student's ids
     writer = None if teacher is None else teacher.model
     rows = {"training": _counts(setup.texts.train)}
     samples: list[Sample] = []
@@ -61,7 +64,7 @@ def record_of(setup: "Setup") -> RunRecord:
         samples = look_at(setup.student, teacher, writer, validation.kept, setup.tokenizer, look)
     return RunRecord(
         parameters(setup.student.model),
-        None if writer is None else parameters(writer.model),
+        None if loaded is None or loaded.model is None else parameters(loaded.model.model),
         rows,
         tuple(samples),
         _missing(setup, bool(samples)),
@@ -101,6 +104,10 @@ def _missing(setup: "Setup", answered: bool) -> str:
         )
     if setup.teacher is None:
         return "The run had no teacher in memory, so there is neither its answer nor a token view."
+    if isinstance(setup.teacher, BridgedTeacher):
+        return "The teacher has a tokenizer of its own, so there is neither its answer nor a token view."
+    if isinstance(setup.teacher, ServedTeacher):
+        return "The teacher was served, so there is neither its answer nor a token view."
     if setup.teacher.model is None:
         return "The teacher was read from its cache, without its weights: there is neither its answer nor a token view."
     return ""

@@ -15,6 +15,7 @@ METHODS = {
     "imitkd": "ImitKD",
     "gkd": "GKD",
     "pre-distil": "Pre-distillation",
+    "cross-tokenizer": "Cross-tokenizer distillation",
     "distillm": "DistiLLM",
     "distillm-2": "DistiLLM-2",
     "minillm": "MiniLLM",

@@ -59,7 +59,9 @@ def check_room(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
         InputError: they need more than there is.
     """
     spec = recipe.student
-    if spec.trust_remote_code or (spec.model and adapters.is_adapter(locate(spec.model, "student", spec.revision))):
+    if spec.trust_remote_code or spec.adapter is not None:
+        return
+    if spec.model and adapters.is_adapter(locate(spec.model, "student", spec.revision)):
         return
     teacher = load_skeleton(recipe.teacher, "teacher") if spec.from_teacher and recipe.teacher else None
     require_room(recipe, load_skeleton(spec, "student", tokenizer=tokenizer, teacher=teacher))

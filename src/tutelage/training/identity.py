@@ -1,18 +1,23 @@
 """What a run depends on, written into every checkpoint, and compared when the run is to go on."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from hashlib import sha256
 from importlib.metadata import version
 from typing import Any
 
+from tutelage.config import Teacher
 from tutelage.errors import InputError
 from tutelage.models.identity import tokenizer_identity, weights_identity
+from tutelage.models.served_teacher import ServedTeacher, same_teacher
 from tutelage.recipe import Recipe, dump_recipe, parse_yaml, recipe_of
 from tutelage.training.setup import Setup, needs_teacher
 
 CHANGEABLE = ("train.steps", "train.epochs", "train.save_every", "train.log_every", "train.keep_checkpoints",
               "train.keep_best", "train.trackers", "train.micro_batch_tokens", "train.shard", "train.on_nonfinite",
-              "train.nonfinite_budget", "train.alarms", "evaluation", "teacher_cache.folder", "output")  # fmt: skip
+              "train.nonfinite_budget", "train.alarms", "evaluation", "teacher_cache.folder", "output",
+              "teacher.url", "teacher.concurrency", "teacher.timeout", "teacher.patience",
+              "teacher.key_variable")  # fmt: skip
 """Keys that may differ when a run is resumed: they do not change what is learnt at a step."""
 FIXED = ("method.name", "student.model", "student.from_config", "student.from_teacher")
 """Keys that cannot be allowed to differ: the checkpoint would not fit."""
@@ -34,7 +39,7 @@ def identity_of(setup: Setup) -> dict[str, Any]:
         "data": setup.texts.fingerprint,
         "tokenizer": tokenizer_identity(tokenizer),
         "chat_template": sha256(repr(tokenizer.chat_template).encode()).hexdigest()[:16],
-        "teacher": None if teacher is None else weights_identity(teacher, "teacher"),
+        "teacher": _teacher_identity(setup, teacher),
         "packages": {name: version(name) for name in PACKAGES},
     }
 
@@ -83,11 +88,18 @@ def check_parts(
     names = {"folder": setup.folder, "data": setup.recipe.data.train, "teacher": teacher}
     for part, message in PARTS.items():
         known = None not in (now[part], before[part])  # a teacher that only evaluations need may come and go
-        if known and now[part] != before[part] and part not in allowed:
+        if known and not same_teacher(now[part], before[part]) and part not in allowed:
             way_out = f", name another output, or go on all the same with --allow-change {part}"
             raise InputError(message.format(**names) + way_out)
     changed = [f"{n} {v} → {now['packages'][n]}" for n, v in before["packages"].items() if now["packages"].get(n) != v]
     return [f"the checkpoint was made with other versions ({', '.join(changed)})"] if changed else []
+
+
+def _teacher_identity(setup: Setup, teacher: Teacher | None) -> Any:
+    """A short name for the weights of a teacher, or what a served one is known by."""
+    if teacher is None or teacher.url is None:
+        return None if teacher is None else weights_identity(teacher, "teacher")
+    return asdict(setup.teacher.fingerprint) if isinstance(setup.teacher, ServedTeacher) else None
 
 
 def mapping_of(recipe: Recipe) -> dict[str, Any]:

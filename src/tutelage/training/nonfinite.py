@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from tutelage.errors import DivergedError
 from tutelage.losses.chunks import DEFAULT_MEMORY, chunk_size, slices
+from tutelage.models.bridge import BridgedTeacher
 from tutelage.models.cached_teacher import TopKTeacher
 from tutelage.models.language_model import LanguageModel
+from tutelage.models.served_teacher import ServedTeacher
 from tutelage.models.teachers import Teacher
 from tutelage.rollouts.rollout import Rollout
 from tutelage.training.setup import Setup
@@ -88,7 +90,8 @@ def refusal(
         suspect: where it was seen, if no model turns out to be behind it.
     """
     models: list[tuple[str, Teacher | LanguageModel]] = [("the student", setup.student)]
-    if setup.teacher is not None and not isinstance(setup.teacher, TopKTeacher):
+    reads_ids = not isinstance(setup.teacher, TopKTeacher | ServedTeacher | BridgedTeacher)
+    if setup.teacher is not None and reads_ids:
         models.insert(0, ("the teacher", setup.teacher))
     suspects = chain(
         _in_weights(setup, modules),

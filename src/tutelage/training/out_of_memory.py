@@ -13,6 +13,7 @@ from tutelage.errors import DoesNotFitError, InputError
 from tutelage.models.skeleton import load_skeleton
 from tutelage.rollouts.rollout import Rollout
 from tutelage.training.memory import estimate
+from tutelage.training.served import is_served
 from tutelage.training.setup import Setup
 
 Result = TypeVar("Result")
@@ -163,7 +164,7 @@ def mode_kept(model: nn.Module) -> Iterator[None]:
 def memory_table(setup: Setup) -> str:
     """Return what the run needs of memory, a part a line, with what lowers each."""
     recipe = setup.recipe
-    wanted = recipe.teacher if setup.teacher is not None else None
+    wanted = recipe.teacher if setup.teacher is not None and not is_served(recipe) else None
     try:  # the table is a help only, made where memory is short
         teacher = None if wanted is None else load_skeleton(wanted, "teacher")
         student = load_skeleton(recipe.student, "student", tokenizer=setup.tokenizer, teacher=teacher)

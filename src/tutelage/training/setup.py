@@ -16,6 +16,7 @@ from tutelage.models.cached_teacher import CachedTeacher, TopKTeacher
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.loading import device_of, load_model, load_tokenizer, stop_ids
 from tutelage.models.pairing import pair_notes, positions, same_weights_note, stop_note
+from tutelage.models.served_teacher import ServedTeacher
 from tutelage.models.sharding import shard
 from tutelage.models.skeleton import load_skeleton
 from tutelage.models.teachers import LocalTeacher
@@ -24,11 +25,13 @@ from tutelage.recipe import Recipe
 from tutelage.rollouts.mixed import MixedSampler
 from tutelage.rollouts.rollout import Rollout
 from tutelage.rollouts.samplers import DataSampler, FreshTeacherSampler, Sources, StudentSampler, TeacherSampler
+from tutelage.training.bridging import bridge_line, bridged_teacher, check_bridge
 from tutelage.training.disk import check_room
 from tutelage.training.dropout import without_dropout
 from tutelage.training.fixed_text import check_cache, teacher_text
+from tutelage.training.served import check_served, fewest_positions, is_served, served_teacher, shared_with
 from tutelage.training.teacher_cache import cached_teacher
-from tutelage.training.texts import Reader, Texts, describe_counts, read, read_texts
+from tutelage.training.texts import Read, Reader, Texts, describe_counts, read, read_texts
 from tutelage.training.tracking import check_installed
 
 
@@ -40,7 +43,7 @@ class Setup:
     folder: Path
     tokenizer: PreTrainedTokenizerBase
     student: LanguageModel
-    teacher: LocalTeacher | CachedTeacher | TopKTeacher | None
+    teacher: LocalTeacher | CachedTeacher | TopKTeacher | ServedTeacher | None
     vocabulary: int | None
     """Leading ids on which student and teacher are compared; `None` without a teacher."""
     texts: Texts
@@ -163,6 +166,7 @@ def prepare(recipe: Recipe, report: Callable[[str], None], resume_from: Path | N
     rows = read(recipe)
     tokenizer = student_tokenizer(recipe)
     check_room(recipe, tokenizer)
+    served = served_teacher(recipe, report)
     teacher_model = _teacher_model(recipe)
     student_spec = recipe.student
     if resume_from is not None:
@@ -171,7 +175,8 @@ def prepare(recipe: Recipe, report: Callable[[str], None], resume_from: Path | N
     student = LanguageModel(student_model, stop_ids(student_model, tokenizer))
     if recipe.train.shard != "none":
         shard(student_model, "student")
-    reader = Reader(tokenizer, student.stop_ids, student.is_encoder_decoder, positions(student_model, teacher_model))
+    room = fewest_positions(positions(student_model, teacher_model), served)
+    reader = Reader(tokenizer, student.stop_ids, student.is_encoder_decoder, room)
     texts = read_texts(recipe, reader, rows)
     report(f"student: {_size(student_model)}" + (f" · teacher: {_size(teacher_model)}" if teacher_model else ""))
     report(f"data: {describe_counts('training', texts.train)}")
@@ -180,7 +185,7 @@ def prepare(recipe: Recipe, report: Callable[[str], None], resume_from: Path | N
     for note in [*model_notes(recipe, student_model, teacher_model, tokenizer), *texts.notes]:
         report(f"note: {note}")
     check_text(recipe, texts.train)
-    teacher, vocabulary = _teacher(recipe, teacher_model, student, tokenizer, texts, report)
+    teacher, vocabulary = _teacher(recipe, served or teacher_model, student, tokenizer, rows, texts, report)
     _ready_for_training(recipe, student_model)
     order = Order(rows=len(texts.train), seed=recipe.seed)
     steps = total_steps(recipe, len(texts.train))
@@ -191,7 +196,9 @@ def first_checks(recipe: Recipe) -> list[Callable[[], object]]:
     """What needs nothing to be loaded: each check raises `InputError` where the recipe cannot run on this machine."""
     models = {"student": recipe.student} | ({} if recipe.teacher is None else {"teacher": recipe.teacher})
     return [
+        partial(check_bridge, recipe),
         partial(check_cache, recipe),
+        partial(check_served, recipe),
         partial(answer_reader, recipe.evaluation.answer),
         partial(check_installed, recipe.train.trackers),
         partial(_check_dtype, recipe.student),
@@ -215,7 +222,13 @@ def model_notes(
     if teacher is not None and recipe.teacher is not None:
         notes += [
             same_weights_note(recipe.student, recipe.teacher),
-            *pair_notes(student, teacher, tokenizer, load_tokenizer(recipe.teacher, "teacher")),
+            *pair_notes(
+                student,
+                teacher,
+                tokenizer,
+                # A teacher that reads with its own tokenizer has its own chat template as well.
+                tokenizer if recipe.method.plan.bridges_tokenizers else load_tokenizer(recipe.teacher, "teacher"),
+            ),
         ]
     return [note for note in notes if note]
 
@@ -233,7 +246,7 @@ def total_steps(recipe: Recipe, rows: int) -> int:
 
 def _teacher_model(recipe: Recipe) -> PreTrainedModel | None:
     """The teacher where the run needs one; its skeleton where a cache may do instead of its weights."""
-    if recipe.teacher is None or not needs_teacher(recipe):
+    if recipe.teacher is None or is_served(recipe) or not needs_teacher(recipe):
         return None
     if recipe.teacher_cache.kind is not None and recipe.student.from_teacher is None:
         return load_skeleton(recipe.teacher, "teacher")
@@ -242,17 +255,29 @@ def _teacher_model(recipe: Recipe) -> PreTrainedModel | None:
 
 def _teacher(
     recipe: Recipe,
-    model: PreTrainedModel | None,
+    model: PreTrainedModel | ServedTeacher | None,
     student: LanguageModel,
     tokenizer: PreTrainedTokenizerBase,
+    rows: Read,
     texts: Texts,
     report: Callable[[str], None],
-) -> tuple[LocalTeacher | CachedTeacher | TopKTeacher | None, int | None]:
+) -> tuple[LocalTeacher | CachedTeacher | TopKTeacher | ServedTeacher | None, int | None]:
     if model is None or recipe.teacher is None:
         return None, None
+    if isinstance(model, ServedTeacher):
+        shared = shared_with(model, student.network, tokenizer)
+        if shared.note:
+            report(f"vocabulary: {shared.note}")
+        return model, shared.size
     if recipe.teacher_cache.kind is not None:
         return cached_teacher(recipe, student, tokenizer, model, texts, report)
     own = load_tokenizer(recipe.teacher, "teacher")
+    if recipe.method.plan.bridges_tokenizers:
+        bridged = bridged_teacher(recipe, model, own, student, tokenizer, rows, texts)
+        report(f"vocabulary: {bridge_line(bridged)}")
+        if recipe.train.shard == "both":
+            shard(model, "teacher")
+        return bridged, None
     teacher = LocalTeacher(LanguageModel(model, stop_ids(model, own)), student.device)
     if recipe.train.shard == "both":
         shard(model, "teacher")
@@ -280,4 +305,4 @@ def _size(model: PreTrainedModel) -> str:
 
 def model_of_checkpoint(recipe: Recipe, folder: Path) -> Model:
     """The student's section of a recipe, pointed at a finished model or a checkpoint."""
-    return replace(recipe.student, model=str(folder), from_config=None, from_teacher=None)
+    return replace(recipe.student, model=str(folder), from_config=None, from_teacher=None, adapter=None)

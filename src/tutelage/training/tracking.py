@@ -3,10 +3,15 @@
 import json
 import math
 import os
+import secrets
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
+from netrc import netrc
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import yaml
 
 from tutelage.errors import InputError
 from tutelage.training.aside import Aside
@@ -120,6 +125,101 @@ class TensorBoard:
         self._writer.close()
 
 
+class WeightsAndBiases:
+    """A run of Weights & Biases, in the project that `WANDB_PROJECT` names, or else `tutelage`.
+
+    It goes on with the same run after an interruption. Where this machine has not logged in (`wandb login` or
+    `WANDB_API_KEY`) or `WANDB_MODE` is `offline`, it stays in the run's folder `wandb`, and `wandb sync` sends it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._run = folder, None
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Send the numbers; the service is asked for at the first ones, which takes seconds."""
+        if self._run is None:
+            self._run = self._begin()
+        self._run.log(_numbers(metrics), step=step)
+
+    def _begin(self) -> Any:
+        import wandb
+
+        host = urlsplit(wandb.setup().settings.base_url).hostname or ""
+        return wandb.init(
+            project=os.environ.get("WANDB_PROJECT", _PROJECT),
+            name=self._folder.name,
+            id=_identity(self._folder),
+            resume="allow",
+            dir=str(self._folder),
+            config=_config(self._folder),
+            # Without a login it would ask at the terminal, which stops a job in the background.
+            mode=None if "WANDB_MODE" in os.environ or _has_login(host) else "offline",
+            settings=wandb.Settings(console="off", silent=True, finish_timeout=8),
+        )
+
+    def close(self) -> None:
+        """Send what is left, and end the run."""
+        if self._run is not None:
+            self._run.finish()
+
+
+class Trackio:
+    """A run of Trackio, which keeps runs on this machine, or where its own variables say (`TRACKIO_SPACE_ID`).
+
+    The project is `tutelage`, or what `TRACKIO_PROJECT` names; `trackio show` opens it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._run = folder, None
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Keep the numbers."""
+        if self._run is None:
+            import trackio  # pyright: ignore[reportMissingImports]  (an extra)
+
+            self._run = trackio.init(
+                project=os.environ.get("TRACKIO_PROJECT", _PROJECT),
+                name=f"{self._folder.name}-{_identity(self._folder)}",  # by which it knows a run that goes on
+                resume="allow",
+                config=_config(self._folder),
+                embed=False,
+            )
+        self._run.log(_numbers(metrics), step=step)
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._run is not None:
+            self._run.finish()
+
+
+_PROJECT = "tutelage"
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+
+
+def _identity(folder: Path) -> str:
+    """A name that a run keeps when it is resumed, and no other run has."""
+    path = folder / "tracker_id"
+    if not path.exists():
+        path.write_text(secrets.token_hex(4), encoding="utf-8")
+    return path.read_text(encoding="utf-8")
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The resolved recipe, from which secrets were taken out when it was written."""
+    path = folder / "config.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _has_login(host: str) -> bool:
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    return path.is_file() and netrc(path).authenticators(host) is not None
+
+
 def check_installed(names: tuple[str, ...]) -> None:
     """Refuse trackers that are not installed, before anything is loaded.
 
@@ -133,4 +233,9 @@ def check_installed(names: tuple[str, ...]) -> None:
 
 def trackers(folder: Path, names: tuple[str, ...], done: int, warn: Callable[[str], None]) -> list[Tracker]:
     """Return the trackers that a recipe names; none of them can stop or hang the run."""
-    return [Aside(TensorBoard(folder, done), name, warn) for name in names if name == "tensorboard"]
+    kinds: dict[str, Callable[[], Tracker]] = {
+        "tensorboard": lambda: TensorBoard(folder, done),
+        "wandb": lambda: WeightsAndBiases(folder),
+        "trackio": lambda: Trackio(folder),
+    }
+    return [Aside(kinds[name](), name, warn) for name in names]

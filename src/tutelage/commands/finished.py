@@ -1,0 +1,23 @@
+"""The finished student of a run, for the verbs that hand it on."""
+
+from pathlib import Path
+
+from tutelage.errors import InputError
+
+
+def finished_model(name: str) -> Path:
+    """Return the folder with a run's finished student, or a model's own folder.
+
+    Args:
+        name: folder of a run or of a model.
+
+    Raises:
+        InputError: there is none, or the run goes on.
+    """
+    folder = Path(name).expanduser()
+    for place in (folder / "model", folder):
+        if any((place / file).is_file() for file in ("config.json", "adapter_config.json")):
+            return place
+    if (folder / "config.yaml").is_file():
+        raise InputError(f"{folder} has no model/ yet; give the command that began the run again, and it goes on")
+    raise InputError(f"no run and no model at {folder}; expected a run's folder, or one with config.json")

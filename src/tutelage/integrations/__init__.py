@@ -1,0 +1,1 @@
+"""Tutelage inside other people's loops."""
