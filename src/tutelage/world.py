@@ -126,6 +126,7 @@ def joined() -> Iterator[World]:
     _world = World(distributed.get_rank(), distributed.get_world_size())
     try:
         yield _world
+        distributed.barrier()  # a process that leaves while another still talks to it can bring that one down
     finally:
         _world = _ALONE
         distributed.destroy_process_group()

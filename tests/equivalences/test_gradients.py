@@ -338,7 +338,7 @@ def test_the_loop_adds_up_the_gradient_of_the_definition(recipe) -> None:
         setup = prepare(with_changes(recipe, train={"micro_batch_tokens": budget}), lambda line: None)
         loop = Loop(setup, PlainDisplay("test", 2, 0, Console(quiet=True)), StopRequest())
         rollout = setup.recipe.method.sampler(setup.sources()).sample(setup.texts.train.kept[:8], 0)
-        sums = loop._updater._gradients(rollout, ("student",), 0)
+        sums = loop._updater._gradients(rollout, ("student",))
         results.append((sums["loss"], gradients_of(setup.student)))
         if budget > 1:
             expected = by_definition("jsd(0.1)", rollout, setup.student, setup.teacher, "token")

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-import yaml
-
 from tutelage.errors import InputError
+from tutelage.safe_yaml import parse_yaml, read_yaml
 from tutelage.training.aside import Aside
 from tutelage.world import world
 
@@ -210,7 +209,7 @@ def _identity(folder: Path) -> str:
 def _config(folder: Path) -> dict[str, Any]:
     """The resolved recipe, from which secrets were taken out when it was written."""
     path = folder / "config.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return parse_yaml(read_yaml(path), str(path)) if path.exists() else {}
 
 
 def _has_login(host: str) -> bool:

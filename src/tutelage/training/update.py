@@ -107,9 +107,9 @@ class Updater:
         mine = rollout.select(_spread(rollout)) if everyone.size > 1 else rollout
         sums, losses = self._share_of_gradients(rollout, mine, units, training, only)
         losses = [loss for share in everyone.gather(losses) for loss in share]
-        if not all(map(math.isfinite, losses)):
-            wrong = next(loss for loss in losses if not math.isfinite(loss))
-            raise self._refusal(f"the loss is {wrong}", rollout, training, losses)
+        wrong = next((place for place, loss in enumerate(losses) if not math.isfinite(loss)), None)
+        if wrong is not None:
+            raise self._refusal(f"the loss is {losses[wrong]}", rollout, training, losses[: wrong + 1])
         total: Sums = defaultdict(float)
         for share in everyone.gather(sums):
             for name, value in share.items():
