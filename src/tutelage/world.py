@@ -89,6 +89,7 @@ class World:
         from torch import distributed
 
         for work in [distributed.all_reduce(tensor, async_op=True) for tensor in tensors]:
+            assert work is not None
             work.wait()
 
 

@@ -39,11 +39,14 @@ def shard(model: PreTrainedModel, role: str) -> PreTrainedModel:
     mesh = init_device_mesh(next(model.parameters()).device.type, (world().size,))
     layers = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
     decoder, head = model.get_decoder(), model.get_output_embeddings()
-    tied = head.weight is model.get_input_embeddings().weight
+    embedding = model.get_input_embeddings()
+    assert isinstance(head, nn.Linear)  # LanguageModel has looked at it
+    assert isinstance(embedding, nn.Embedding)
+    tied = head.weight is embedding.weight
     for module in [*layers, decoder]:
         fully_shard(module, mesh=mesh)
     if tied:
-        head.weight = model.get_input_embeddings().weight
+        head.weight = embedding.weight
     else:
         fully_shard(head, mesh=mesh)
     _cut_the_rest(model, mesh)

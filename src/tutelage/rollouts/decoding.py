@@ -137,7 +137,7 @@ def shared_out(
     order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), row))
     mine = [order[at] for at in everyone.share(len(order))]
     responses, logps = everyone.agreed(lambda: written([prompts[row] for row in mine], [places[row] for row in mine]))
-    pairs = everyone.collect(list(zip(responses, logps or [None] * len(mine), strict=True)), len(order))
+    pairs = everyone.collect(list(zip(responses, logps or [()] * len(mine), strict=True)), len(order))
     back = sorted(range(len(order)), key=order.__getitem__)
     found = [pairs[at] for at in back]
     return [response for response, _ in found], None if logps is None else [logp for _, logp in found]

@@ -54,7 +54,7 @@ def model_writer(setup: Setup) -> Callable[[Path], None]:
     tensors = whole_tensors(model.state_dict()) if is_sharded(model) else None
 
     def write(folder: Path) -> None:
-        model.save_pretrained(folder, **({} if tensors is None else {"state_dict": tensors}))
+        model.save_pretrained(folder, state_dict=tensors)
         setup.tokenizer.save_pretrained(folder)
 
     return write
