@@ -41,6 +41,7 @@ from tutelage.rollouts.writing import write
 STOP, MEBIBYTE = 2, 2**20
 BARS = {"equal": 1 / 2.2, "spread": 1 / 3, "refill": 1 / 3, "mixed": 1.2}
 BARS_OF_A_MODEL = {"equal": 1 / 1.45}
+SETTLES = 5.0  # seconds: a server's threads go on spinning for some time after a reply
 ROWS = ("equal", "spread", "refill", "samples", "mixed")
 
 
@@ -264,8 +265,9 @@ def main() -> None:
     rows = options.only or [*ROWS, "memory"]
     print(f"{machine()}; {options.model or 'random Llama'}, {next(task.network.parameters()).dtype}\n")
     results: dict[str, object] = {}
+    pause = SETTLES if options.server else 0.0
     for row in [row for row in ROWS if row in rows]:
-        seconds = results[row] = in_turn(globals()[row](task), rounds)
+        seconds = results[row] = in_turn(globals()[row](task), rounds, pause)
         speeds = [f"{name} {written(task, row) / statistics.median(times):,.0f}" for name, times in seconds.items()]
         print(f"{row}\n\n{table(seconds, 'tutelage')}\n\ntokens a second: {', '.join(speeds)}")
         print("" if options.toy else judged(row, seconds, BARS_OF_A_MODEL if options.model else BARS), "\n", flush=True)

@@ -10,13 +10,17 @@ from pathlib import Path
 import torch
 
 
-def in_turn(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Run each candidate once to warm up, then `rounds` times in turn; return seconds."""
+def in_turn(candidates: Mapping[str, Callable[[], object]], rounds: int, pause: float = 0.0) -> dict[str, list[float]]:
+    """Run each candidate once to warm up, then `rounds` times in turn; return seconds.
+
+    `pause` seconds go before each turn, for what another process does after its own.
+    """
     for run in candidates.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, run in candidates.items():
+            time.sleep(pause)
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
