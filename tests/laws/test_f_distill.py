@@ -11,6 +11,7 @@ from tests.toy import PROMPT, TabularModel
 from tutelage.config import Decoding
 from tutelage.methods import FDistill, OnPolicyKD, SupervisedKD
 from tutelage.rollouts.rollout import Rollout, joined
+from tutelage.rollouts.samplers import Sources
 
 TOYS = {"three tokens": (3, 3, None), "end of sequence": (4, 3, 3)}
 
@@ -247,3 +248,24 @@ def test_settings_that_do_not_go_together_are_refused(options, message) -> None:
     with pytest.raises(ValueError, match=message):
         FDistill(**options)
     assert math.isfinite(FDistill().mixture)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_the_teacher_writes_once_or_anew(fresh) -> None:
+    made = {}
+    sources = Sources(
+        data=lambda: None,
+        student=lambda decoding: made.setdefault("student", decoding),
+        teacher=lambda decoding: made.setdefault("once", decoding),
+        fresh_teacher=lambda decoding: made.setdefault("anew", decoding),
+        seed=0,
+        steps=1,
+    )
+    FDistill(divergence="js", fresh_teacher=fresh).sampler(sources)
+    assert set(made) == {"student", "anew" if fresh else "once"}
+
+
+@pytest.mark.parametrize("name", ["rkl", "engine"])
+def test_without_the_teachers_text_there_is_nothing_to_write_anew(name) -> None:
+    with pytest.raises(ValueError, match="fresh_teacher is about the teacher's text"):
+        FDistill(divergence=name, fresh_teacher=True)

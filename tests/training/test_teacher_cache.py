@@ -269,6 +269,7 @@ def test_who_writes_is_told_by_the_method(tmp_path: Path) -> None:
     assert writers("seqkd") == (False, True, False)
     assert writers("f-distill", divergence="kl", exact=False) == (False, True, False)
     assert writers("f-distill") == (False, True, True)
+    assert writers("f-distill", fresh_teacher=True) == (False, False, True)
     assert writers("gkd", offline="teacher") == (False, True, True)
     assert writers("on-policy-kd") == (False, False, True)
     assert writers("minillm") == (False, False, True)

@@ -31,7 +31,8 @@ _TEXT["tvd"] = _TEXT["js"]
 class FDistill(Direct):
     """Sequence-level f-divergences: KL on the teacher's text, RKL on the student's, JS and TVD on both.
 
-    Formula, with p the teacher, q the student, y ~ p written once and y′ ~ q written anew at each step:
+    Formula, with p the teacher, q the student, y ~ p written once (or anew, with `fresh_teacher`) and y′ ~ q written
+    anew at each step:
 
         kl      Σ_t KL(p_t‖q_t) on y
         rkl     Σ_t KL(q_t‖p_t) on y′
@@ -59,13 +60,17 @@ class FDistill(Direct):
     sequence-level divergence, of higher variance, and one more pass over the vocabulary."""
     temperature: LossTemperature = 1.0
     reduction: Reduction = "token"
+    fresh_teacher: bool = False
+    """Have the teacher write anew at each step; `false` has it write once for each prompt, kept on disk."""
     teacher_decoding: Decoding = Field(default_factory=Decoding)
-    """How the teacher writes its text (once, kept on disk)."""
+    """How the teacher writes its text."""
     student_decoding: Decoding = Field(default_factory=Decoding)
     """How the student writes."""
 
     @model_validator(mode="after")
     def _consistent(self) -> FDistill:
+        if self.fresh_teacher and "teacher" not in _TEXT[self.divergence]:
+            raise ValueError(f"fresh_teacher is about the teacher's text, and divergence '{self.divergence}' uses none")
         if self.divergence != "js" and (self.exact or self.mixture != 0.5):
             raise ValueError(f"exact and mixture are about divergence 'js' (got '{self.divergence}')")
         if self.exact and self.temperature != 1:
@@ -93,8 +98,10 @@ class FDistill(Direct):
         """The teacher, the student, or both."""
         from tutelage.rollouts.samplers import Both
 
+        by_teacher = sources.fresh_teacher if self.fresh_teacher else sources.teacher
+        assert by_teacher is not None
         written = {
-            "teacher": lambda: sources.teacher(self.teacher_decoding),
+            "teacher": lambda: by_teacher(self.teacher_decoding),
             "student": lambda: sources.student(self.student_decoding),
         }
         samplers = [written[writer]() for writer in _TEXT[self.divergence]]

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,9 +13,10 @@ from tutelage.errors import InputError
 from tutelage.models.language_model import LanguageModel
 from tutelage.recipe import Recipe
 from tutelage.rollouts.rollout import Rollout, joined
-from tutelage.rollouts.samplers import DataSampler, Sources, TeacherSampler
+from tutelage.rollouts.samplers import DataSampler, TeacherSampler
 from tutelage.rollouts.store import TextStore
 from tutelage.training.texts import Texts
+from tutelage.training.writers import asked_of
 
 
 @dataclass(frozen=True)
@@ -32,24 +32,10 @@ class Writers:
 
 def writers_of(recipe: Recipe) -> Writers:
     """Ask the method who writes its text."""
-    asked: dict[str, tuple[Any, ...]] = {}
-
-    def note(name: str) -> Callable[..., Any]:
-        return lambda *arguments, **_: asked.setdefault(name, arguments) and None
-
-    recipe.method.sampler(
-        Sources(
-            data=note("data"),
-            student=note("student"),
-            teacher=note("teacher"),
-            fresh_teacher=note("fresh_teacher"),
-            mixed=note("mixed"),
-            seed=recipe.seed,
-            steps=1,
-        )
-    )
-    decoding = asked["teacher"][0] if "teacher" in asked else None
-    return Writers("data" in asked, decoding, not asked.keys() <= {"data", "teacher"})
+    asked = asked_of(recipe)
+    writers = {one.writer for one in asked}
+    kept = next((one.decoding for one in asked if one.writer == "teacher"), None)
+    return Writers("data" in writers, kept, not writers <= {"data", "teacher"})
 
 
 def check_cache(recipe: Recipe) -> None:

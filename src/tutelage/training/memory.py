@@ -3,10 +3,8 @@
 import copy
 import re
 import resource
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
@@ -20,8 +18,8 @@ from tutelage.models.language_model import LanguageModel
 from tutelage.models.teachers import LocalTeacher
 from tutelage.recipe import Recipe
 from tutelage.rollouts.rollout import Ids, Rollout
-from tutelage.rollouts.samplers import DataSampler, Sources
 from tutelage.training.ledger import Ledger, as_fake, pretending
+from tutelage.training.writers import asked_of
 
 _GIB = 2**30
 _LOGITS = 4  # float32 arrays of size batch × vocabulary alive while a token is drawn
@@ -182,35 +180,13 @@ def _read(model: LanguageModel, prompts: list[Ids]) -> Cache:
 
 def _written(recipe: Recipe) -> list[tuple[str, Decoding, int]]:
     """Who writes text in a step, how, and how many responses to a prompt."""
-    found: list[tuple[str, Decoding, int]] = []
-
-    def by(who: str) -> Callable[..., Any]:
-        def noted(decoding: Decoding, *options: Any, samples: int = 1) -> Any:
-            found.append((who, decoding, samples))
-            return DataSampler()
-
-        return noted
-
-    def mixed(decoding: Decoding, teacher_share: float, samples: int = 1) -> Any:
-        return by("mixture")(decoding, samples=samples)
-
-    def student(decoding: Decoding, samples: int = 1) -> Any:
-        return by("student")(decoding, samples=samples)
-
-    recipe.method.sampler(
-        Sources(
-            data=DataSampler,
-            student=student,
-            teacher=by("teacher"),
-            seed=recipe.seed,
-            steps=1,
-            fresh_teacher=by("teacher"),
-            mixed=mixed,
-        )
-    )
+    found = [(_WHO[one.writer], one.decoding, one.samples) for one in asked_of(recipe) if one.decoding is not None]
     if any(name in recipe.evaluation.metrics for name in GENERATED):
         found.append(("evaluation", recipe.evaluation.decoding, 1))
     return found
+
+
+_WHO = {"student": "student", "teacher": "teacher", "fresh_teacher": "teacher", "mixed": "mixture"}
 
 
 def resident() -> int:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -33,6 +32,7 @@ from tutelage.training.served import check_served, fewest_positions, is_served, 
 from tutelage.training.teacher_cache import cached_teacher
 from tutelage.training.texts import Read, Reader, Texts, describe_counts, read, read_texts
 from tutelage.training.tracking import check_installed
+from tutelage.training.writers import asked_of
 
 
 @dataclass(frozen=True)
@@ -115,21 +115,8 @@ def check_text(recipe: Recipe, rows: Examples) -> None:
     Raises:
         InputError: they do.
     """
-
-    def nobody(*_: object, **__: object) -> Any:
-        return None
-
-    recipe.method.sampler(
-        Sources(
-            data=lambda: _data_sampler(recipe, rows),
-            student=nobody,
-            teacher=nobody,
-            seed=recipe.seed,
-            steps=1,
-            fresh_teacher=nobody,
-            mixed=nobody,
-        )
-    )
+    if any(asked.writer == "data" for asked in asked_of(recipe)):
+        _data_sampler(recipe, rows)
 
 
 def needs_teacher(recipe: Recipe) -> bool:

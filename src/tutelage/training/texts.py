@@ -2,16 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from tutelage.config import Decoding
 from tutelage.data import Example, Examples, Rows, encode, fingerprint, plain_rows, read_rows, repeat_notes
 from tutelage.errors import InputError
 from tutelage.evaluation.evaluate import GENERATED
 from tutelage.recipe import Recipe
-from tutelage.rollouts.samplers import Sources
+from tutelage.training.writers import asked_of
 
 
 @dataclass(frozen=True)
@@ -126,32 +125,11 @@ def encoded(recipe: Recipe, rows: Rows, reader: Reader, new_tokens: int) -> Exam
 def new_tokens(recipe: Recipe, *, training: bool) -> int:
     """The longest text that a model may write behind a training (or a validation) prompt; 0 where none does."""
     if training:
-        decodings = _decodings(recipe)
+        decodings = [asked.decoding for asked in asked_of(recipe) if asked.decoding is not None]
     else:
         measured = any(metric in recipe.evaluation.metrics for metric in (*GENERATED, "distances"))
         decodings = [recipe.evaluation.decoding] if measured else []
     return max((decoding.max_new_tokens for decoding in decodings), default=0)
-
-
-def _decodings(recipe: Recipe) -> list[Decoding]:
-    """How models write what the method learns from. A method has sections for writers that it may not use as set up."""
-    asked: list[Decoding] = []
-
-    def note(*arguments: object, **_: object) -> Any:
-        asked.extend(argument for argument in arguments if isinstance(argument, Decoding))
-
-    recipe.method.sampler(
-        Sources(
-            data=note,
-            student=note,
-            teacher=note,
-            seed=recipe.seed,
-            steps=1,
-            fresh_teacher=note,
-            mixed=note,
-        )
-    )
-    return asked
 
 
 def describe_counts(name: str, examples: Examples) -> str:
