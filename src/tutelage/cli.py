@@ -8,13 +8,16 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tutelage.arguments import parser
 from tutelage.errors import InputError, Stopped, TutelageError
 from tutelage.redaction import redacted_text
 from tutelage.training.signals import Abandoned, listening
 from tutelage.world import joined
+
+if TYPE_CHECKING:
+    from tutelage.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -94,13 +97,23 @@ def _apart(arguments: list[str]) -> tuple[list[str], list[tuple[str, ...]]]:
     return own, keys
 
 
-def _train(command: Command) -> None:
+def _recipe(command: Command, without: str = "") -> "Recipe":
+    """The recipe of the command line; its mistakes are told before transformers is imported."""
     from tutelage.recipe import load_recipe
 
-    recipe = load_recipe(command.options.recipe, command.overrides())
+    recipe = load_recipe(command.options.recipe, command.overrides(without))
+    _quiet()
+    return recipe
+
+
+def _quiet() -> None:
     from tutelage.training.quiet import quiet_transformers
 
     quiet_transformers()
+
+
+def _train(command: Command) -> None:
+    recipe = _recipe(command)
     from tutelage.training.run import train
 
     options = command.options
@@ -119,13 +132,7 @@ def _train(command: Command) -> None:
 
 
 def _generate(command: Command) -> None:
-    from tutelage.recipe import load_recipe
-
-    recipe = load_recipe(command.options.recipe, command.overrides(without="--decoding."))
-    settings = _section(command, "decoding")
-    from tutelage.training.quiet import quiet_transformers
-
-    quiet_transformers()
+    recipe, settings = _recipe(command, without="--decoding."), _section(command, "decoding")
     from tutelage.commands.generate import generate
 
     options = command.options
@@ -133,12 +140,7 @@ def _generate(command: Command) -> None:
 
 
 def _check(command: Command) -> None:
-    from tutelage.recipe import load_recipe
-
-    recipe = load_recipe(command.options.recipe, command.overrides())
-    from tutelage.training.quiet import quiet_transformers
-
-    quiet_transformers()
+    recipe = _recipe(command)
     from tutelage.commands.check import check
 
     check(recipe, two_steps=command.options.dry_run)
@@ -153,9 +155,7 @@ def _evaluate(command: Command) -> None:
         return
     if not options.subjects or not options.tasks:
         raise InputError("evaluate needs RUN_OR_MODEL and --tasks; --list shows the tasks")
-    from tutelage.training.quiet import quiet_transformers
-
-    quiet_transformers()
+    _quiet()
     evaluate(
         options.subjects,
         options.tasks.split(","),
@@ -209,12 +209,7 @@ def _study(command: Command) -> None:
 
 
 def _cache(command: Command) -> None:
-    from tutelage.recipe import load_recipe
-
-    recipe = load_recipe(command.options.recipe, command.overrides())
-    from tutelage.training.quiet import quiet_transformers
-
-    quiet_transformers()
+    recipe = _recipe(command)
     from tutelage.commands.cache import cache
 
     cache(recipe)
@@ -228,9 +223,7 @@ def _report(command: Command) -> None:
 
 
 def _try(command: Command) -> None:
-    from tutelage.training.quiet import quiet_transformers
-
-    quiet_transformers()
+    _quiet()
     from tutelage.commands.try_out import try_out
 
     options = command.options
@@ -246,9 +239,7 @@ def _schema(command: Command) -> None:
 
 
 def _export(command: Command) -> None:
-    from tutelage.training.quiet import quiet_transformers
-
-    quiet_transformers()
+    _quiet()
     from tutelage.commands.export import export_gguf
 
     options = command.options
@@ -262,9 +253,7 @@ def _push(command: Command) -> None:
 
 
 def _demo(command: Command) -> None:
-    from tutelage.training.quiet import quiet_transformers
-
-    quiet_transformers()
+    _quiet()
     from tutelage.demo.run import run_demo
 
     options = command.options

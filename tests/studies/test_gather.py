@@ -49,6 +49,11 @@ def made(output, entries, **keys):
     return outcome(checked(output, {"name": "it", "title": "It", **keys}, "test"), entries)
 
 
+def test_metrics_are_named_in_words_and_the_task_where_it_tells_them_apart(entries):
+    head = made(TableOf, entries, kind="table", metrics=["few.rouge_l", "many.rouge_l", "few.loss_per_item"]).head
+    assert head == ["", "ROUGE-L (few)", "ROUGE-L (many)", "loss per item"]
+
+
 def test_table(entries, tmp_path):
     entries.append(entry(tmp_path, "broken", 0, {}, status="diverged"))
     entries.append(entry(tmp_path, "half", 0, {}, status="diverged"))
@@ -61,7 +66,7 @@ def test_table(entries, tmp_path):
     assert rows["a100"] == ["<u>35.0</u> (30.0–40.0)", "**0.0100** (0.0100–0.0100)"]
     assert rows["broken"] == ["failed", "failed"]
     assert rows["half"] == ["5.0 † (1 failed)", "failed"]
-    assert table.head == ["", "few.accuracy, % ↑", "few.loss ↓"]
+    assert table.head == ["", "accuracy, % ↑", "loss ↓"]
 
 
 def test_heatmap_is_the_gain_over_the_start_of_the_same_seed(entries):

@@ -1,7 +1,7 @@
 """What metrics look at: a model, a task's items, and what the model wrote for them."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,8 @@ class Subject:
     """Told what is being done, how many more items are done, and of how many."""
     seed: int = 0
     """Of what metrics draw themselves."""
+    _written: dict[Hashable, Rollout] = field(default_factory=dict)
+    """What was written beyond the task's own decoding; several metrics look at the same text."""
 
     @cached_property
     def places(self) -> tuple[str, ...]:
@@ -66,7 +68,7 @@ class Subject:
         by: LanguageModel | None = None,
         rows: Sequence[int] | None = None,
     ) -> Rollout:
-        """Have a model write a response to each item, beyond what the task's own decoding gave.
+        """Have a model write a response to each item, beyond what the task's own decoding gave, or find it written.
 
         Args:
             what: shown beside the progress bar.
@@ -78,17 +80,21 @@ class Subject:
         own = self.task.decoding
         decoding = decoding or Decoding(max_new_tokens=own.max_new_tokens, batch_size=own.batch_size)
         rows = range(len(self.items)) if rows is None else rows
-        return decode(
-            by or self.student,
-            [self.examples[row].prompt for row in rows],
-            decoding,
-            seed=seed,
-            places=[(row,) for row in rows],
-            items=list(rows),
-            writer="student" if by is None or by is self.student else "teacher",
-            vocabulary=self.vocabulary,
-            on_progress=lambda more: self.advance(what, more, len(rows)),
-        )
+        writer = "student" if by is None or by is self.student else "teacher"
+        key = (writer, replace(decoding, batch_size=1), seed, tuple(rows))
+        if key not in self._written:
+            self._written[key] = decode(
+                by or self.student,
+                [self.examples[row].prompt for row in rows],
+                decoding,
+                seed=seed,
+                places=[(row,) for row in rows],
+                items=list(rows),
+                writer=writer,
+                vocabulary=self.vocabulary,
+                on_progress=lambda more: self.advance(what, more, len(rows)),
+            )
+        return self._written[key]
 
     def texts_of(self, rollout: Rollout) -> list[str]:
         """What a model wrote as text, ended at the task's stop texts."""

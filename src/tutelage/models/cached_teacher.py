@@ -24,7 +24,32 @@ HEAD = "head.safetensors"
 """The file of a store that holds the teacher's head."""
 
 
-class CachedTeacher(Teacher):
+class _Reading(Teacher):
+    """Part of the teachers that read from a store, and ask the model itself, where it is at hand, about other text.
+
+    Args:
+        store: what was scored.
+        device: where the results are wanted.
+        live: the model.
+    """
+
+    def __init__(self, store: ScoreStore, device: torch.device, live: LocalTeacher | None) -> None:
+        self.live = live
+        self._store, self._device = store, device
+        self._reading = 0.0
+
+    @property
+    def model(self) -> LanguageModel | None:
+        """The model, where it is at hand."""
+        return None if self.live is None else self.live.model
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the teacher's part so far."""
+        return self._reading + (0.0 if self.live is None else self.live.seconds)
+
+
+class CachedTeacher(_Reading):
     """A teacher whose hidden states on fixed text lie on disk.
 
     Rows of a micro-batch that are not there are scored by the model itself, where it is at hand.
@@ -39,20 +64,8 @@ class CachedTeacher(Teacher):
     """
 
     def __init__(self, store: ScoreStore, device: torch.device, live: LocalTeacher | None = None) -> None:
-        self.live = live
-        self._store, self._device = store, device
-        self._reading = 0.0
+        super().__init__(store, device, live)
         self._head = stored_head(store, device) if live is None else live.head
-
-    @property
-    def model(self) -> LanguageModel | None:
-        """The model, where it is at hand."""
-        return None if self.live is None else self.live.model
-
-    @property
-    def seconds(self) -> float:
-        """Time spent in `hidden` so far."""
-        return self._reading + (0.0 if self.live is None else self.live.seconds)
 
     @property
     def head(self) -> Head:
@@ -77,7 +90,7 @@ class CachedTeacher(Teacher):
         return torch.cat([rows[row].to(self._device, dtype) for row in sorted(rows)])
 
 
-class TopKTeacher(Teacher):
+class TopKTeacher(_Reading):
     """A teacher whose most probable tokens on fixed text lie on disk: it can be compared with, and nothing more.
 
     Args:
@@ -90,19 +103,8 @@ class TopKTeacher(Teacher):
     def __init__(
         self, store: ScoreStore, device: torch.device, temperature: float = 1.0, live: LocalTeacher | None = None
     ) -> None:
-        self.live = live
-        self._store, self._device, self._temperature = store, device, temperature
-        self._reading = 0.0
-
-    @property
-    def model(self) -> LanguageModel | None:
-        """The model, where it is at hand."""
-        return None if self.live is None else self.live.model
-
-    @property
-    def seconds(self) -> float:
-        """Time spent on the teacher's part so far."""
-        return self._reading + (0.0 if self.live is None else self.live.seconds)
+        super().__init__(store, device, live)
+        self._temperature = temperature
 
     @property
     def head(self) -> Head:

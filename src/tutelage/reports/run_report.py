@@ -132,7 +132,6 @@ def _sections(run: RunFiles) -> Iterator[Section]:
         yield Section("Evaluation", "Curves that `tutelage evaluate` measured.", plots=found)
     yield Section("Data", tables=[_rows_table(run)] if run.record else [], intro=_sources(run))
     recipe = ("config.yaml: the whole recipe; it runs again as it is", redacted_text(run.config))
-    recipe = ("config.yaml: the whole recipe; it runs again as it is", redacted_text(run.config))
     yield Section("Configuration and environment", tables=[environment_table(run)], texts=[recipe])
 
 

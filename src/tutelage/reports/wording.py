@@ -34,6 +34,21 @@ _GAP = "\u00a0"  # a number and its unit stay on one line
 _UNITS = {"loss": "nats a token", "forward_kl": "nats a token", "reverse_kl": "nats a token", "jsd": "nats a token"}
 
 
+_SPELT = {"kl": "KL", "jsd": "JSD", "bleu": "BLEU", "chrf": "chrF", "ece": "ECE"}
+
+
+def in_words(metric: str) -> str:
+    """A metric's name as a heading has it.
+
+    >>> in_words("exact_answer"), in_words("self_bleu"), in_words("forward_kl_references"), in_words("rouge_l")
+    ('exact answer', 'self BLEU', 'forward KL references', 'ROUGE-L')
+    """
+    first, *rest = metric.split("_")
+    if first == "rouge" and rest:
+        first, rest = f"ROUGE-{rest[0].upper()}", rest[1:]
+    return " ".join(_SPELT.get(word, word) for word in (first, *rest))
+
+
 def size(parameters: int) -> str:
     r"""A number of weights.
 

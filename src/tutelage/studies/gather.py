@@ -12,6 +12,7 @@ from tutelage.errors import InputError
 from tutelage.evaluation.record import Record, load_records
 from tutelage.reports.compare import Column, is_worse, ranked
 from tutelage.reports.render import heading, number
+from tutelage.reports.wording import in_words
 from tutelage.studies.collecting import CurveOf, HeatmapOf, LineOf, Output, ScatterOf, TableOf
 from tutelage.studies.figures import Figure, Heatmap, Outcome, Series, TextTable
 from tutelage.studies.fits import LEAST, power_law
@@ -119,7 +120,7 @@ def spread(values: Sequence[float], unit: str = "") -> str:
 
 def _table(output: TableOf, entries: Sequence[Entry]) -> TextTable:
     rows = _by((e for e in entries if output.starts or e.kind == "run"), lambda entry: entry.name)
-    columns = [_column(metric, entries) for metric in output.metrics]
+    columns = [_column(metric, entries, output.metrics) for metric in output.metrics]
     means = [
         {row: mean(values) for row, group in rows.items() if (values := _values(group, metric))}
         for metric in output.metrics
@@ -148,9 +149,12 @@ def _table(output: TableOf, entries: Sequence[Entry]) -> TextTable:
     return TextTable(output.name, output.title, ["", *map(heading, columns)], body, remarks, values)
 
 
-def _column(metric: str, entries: Sequence[Entry]) -> Column:
+def _column(metric: str, entries: Sequence[Entry], among: Sequence[str] = ()) -> Column:
+    """A metric in words, with its unit; the task is named where several of `among` have the same words."""
     found = next((found for entry in entries if (found := entry.found(metric))), {"unit": "", "better": "neither"})
-    return Column(metric, found["unit"], found["better"])
+    task, _, name = metric.rpartition(".")
+    alike = [other for other in among if other.rpartition(".")[2] == name]
+    return Column(f"{in_words(name)} ({task})" if len(alike) > 1 else in_words(name), found["unit"], found["better"])
 
 
 def _over_seeds(entries: Sequence[Entry]) -> str:
@@ -162,7 +166,7 @@ def _heatmap(output: HeatmapOf, chosen: Sequence[Entry], entries: Sequence[Entry
     runs = [entry for entry in chosen if output.x in entry.settings and output.y in entry.settings]
     across, down = (list(dict.fromkeys(e.settings[axis] for e in runs)) for axis in (output.x, output.y))
     groups = _by(runs, lambda entry: (entry.settings[output.y], entry.settings[output.x]))
-    reference, unit = _reference(output, entries), _column(output.metric, entries).unit
+    reference, column = _reference(output, entries), _column(output.metric, entries)
     found = [[_values(groups.get((y, x), []), output.metric, reference) for x in across] for y in down]
     gain = f", gain over {output.relative_to}" if output.relative_to else ""
     return Heatmap(
@@ -173,16 +177,16 @@ def _heatmap(output: HeatmapOf, chosen: Sequence[Entry], entries: Sequence[Entry
         [str(x) for x in across],
         [str(y) for y in down],
         [[mean(values) if values else None for values in row] for row in found],
-        [[spread(values, unit) for values in row] for row in found],
-        [f"{_titled(output.metric, unit)}{gain}. {_over_seeds(runs)}"],
+        [[spread(values, column.unit) for values in row] for row in found],
+        [f"{_titled(column)}{gain}. {_over_seeds(runs)}"],
     )
 
 
 def _line(output: LineOf, chosen: Sequence[Entry], entries: Sequence[Entry]) -> Figure:
-    reference, unit = _reference(output, entries), _column(output.metric, entries).unit
+    reference, column = _reference(output, entries), _column(output.metric, entries)
     runs = [entry for entry in chosen if entry.kind == "run"]
     series, notes = [], [_over_seeds(runs)]
-    for name, group in _by(runs, lambda entry: str(entry.settings.get(output.series or "", output.metric))).items():
+    for name, group in _by(runs, lambda entry: str(entry.settings.get(output.series or "", column.name))).items():
         places = _by(group, lambda entry: _place(output, entry))
         points = sorted(
             (x, v) for x, g in places.items() if x is not None and (v := _values(g, output.metric, reference))
@@ -194,7 +198,7 @@ def _line(output: LineOf, chosen: Sequence[Entry], entries: Sequence[Entry]) -> 
             series += fitted
             notes.append(note)
     gain = f", gain over {output.relative_to}" if output.relative_to else ""
-    return Figure(output.name, output.title, output.x_title or output.x, _titled(output.metric, unit) + gain, series,
+    return Figure(output.name, output.title, output.x_title or output.x, _titled(column) + gain, series,
                   output.log_x, output.log_y, notes=notes)  # fmt: skip
 
 
@@ -229,23 +233,25 @@ def _fit(series: Series, output: LineOf) -> tuple[list[Series], str]:
 
 def _scatter(output: ScatterOf, entries: Sequence[Entry]) -> Figure:
     tasks = output.tasks or ("",)
+    names = [[f"{task}.{axis}" if task else axis for task in tasks] for axis in (output.x, output.y)]
+    x_title, y_title = (_titled(_column(found[0], entries)) for found in names)
     series = []
     for name, group in _by(entries, lambda entry: str(entry.settings.get(output.series or "", "all"))).items():
         x, y, labels = [], [], []
         for label, cell in _by(group, lambda entry: str(entry.settings.get(output.along or "", ""))).items():
-            for task in tasks:
-                across, up = (_values(cell, f"{task}.{axis}" if task else axis) for axis in (output.x, output.y))
+            for task, *axes in zip(tasks, *names, strict=True):
+                across, up = (_values(cell, axis) for axis in axes)
                 if across and up:
                     x.append(mean(across))
                     y.append(mean(up))
                     labels.append(task or label)
         if x:
             series.append(Series(name, x, y, labels=labels))
-    return Figure(output.name, output.title, output.x, output.y, series, points=True, notes=[_over_seeds(entries)])
+    return Figure(output.name, output.title, x_title, y_title, series, points=True, notes=[_over_seeds(entries)])
 
 
 def _curve(output: CurveOf, chosen: Sequence[Entry], entries: Sequence[Entry]) -> Figure:
-    titles = [output.logged or "", output.logged or ""]
+    titles = ["", in_words((output.logged or "").rpartition(".")[2])]
     if output.logged is not None:
         titles[0] = "step"
 
@@ -300,5 +306,5 @@ def _logged(entry: Entry, output: CurveOf) -> Mapping[str, Any]:
     }
 
 
-def _titled(metric: str, unit: str) -> str:
-    return f"{metric}, {unit}" if unit else metric
+def _titled(column: Column) -> str:
+    return f"{column.name}, {column.unit}" if column.unit else column.name
