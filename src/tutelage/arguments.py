@@ -73,6 +73,7 @@ Write the page of a run, finished or going on; or of several runs, one page that
 
   tutelage report runs/gkd --open
   tutelage report runs/sft runs/gkd --out gkd-or-sft.html
+  tutelage report runs/sft --teacher path/to/teacher     the token view, for a run that had no teacher
 
 The file needs nothing else and asks nothing of the network.
 """
@@ -211,6 +212,9 @@ def _measuring(verb: Verb) -> None:
     report.add_argument("folders", nargs="+", metavar="RUN", help="folder of a run; name=FOLDER names it")
     report.add_argument(
         "--out", metavar="FILE", help="default: report.html in the run's folder; comparison.html for several"
+    )
+    report.add_argument(
+        "--teacher", metavar="MODEL", help="have this model and the students answer the runs' samples, and compare them"
     )
     report.add_argument("--open", action="store_true", help="show it in a browser")
     try_out = verb("try", "ask a student and its teacher, side by side", TRY, recipe=False)

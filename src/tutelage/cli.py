@@ -219,7 +219,9 @@ def _report(command: Command) -> None:
     from tutelage.commands.report import report
 
     options = command.options
-    report(options.folders, out=options.out, show=options.open)
+    if options.teacher:
+        _quiet()
+    report(options.folders, teacher=options.teacher, out=options.out, show=options.open)
 
 
 def _try(command: Command) -> None:

@@ -71,7 +71,7 @@ def test_responses_are_kept_with_their_items(place):
 
 def test_nothing_is_measured_twice(place, monkeypatch):
     record = measure(place, task(place[0]))["toy"]
-    monkeypatch.setattr(module, "load_model", lambda *_, **__: pytest.fail("the model was loaded again"))
+    monkeypatch.setattr(module, "load_pair", lambda *_, **__: pytest.fail("the model was loaded again"))
     again = measure(place, task(place[0]))["toy"]
     assert again.metrics == json.loads(json.dumps(record.metrics))
 

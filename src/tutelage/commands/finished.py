@@ -1,8 +1,11 @@
 """The finished student of a run, for the verbs that hand it on."""
 
+from dataclasses import replace
 from pathlib import Path
 
+from tutelage.config import Model
 from tutelage.errors import InputError
+from tutelage.recipe import Recipe
 
 
 def finished_model(name: str) -> Path:
@@ -21,3 +24,20 @@ def finished_model(name: str) -> Path:
     if (folder / "config.yaml").is_file():
         raise InputError(f"{folder} has no model/ yet; give the command that began the run again, and it goes on")
     raise InputError(f"no run and no model at {folder}; expected a run's folder, or one with config.json")
+
+
+def trained(folder: Path, recipe: Recipe) -> Model:
+    """Return the model that a run left as a section of a recipe: with its device and dtype.
+
+    Args:
+        folder: of the run.
+        recipe: the run's.
+
+    Raises:
+        InputError: the run goes on.
+    """
+    model = folder / "model"
+    if not model.is_dir():
+        raise InputError(f"{folder} has no model yet; finish the run, or name one of its checkpoints and --teacher")
+    started_from = {"from_config": None, "from_teacher": None, "adapter": None}
+    return replace(recipe.student, model=str(model), tokenizer=None, **started_from)

@@ -17,6 +17,7 @@ from tutelage.models.vocabulary import SharedVocabulary, shared_vocabulary
 from tutelage.recipe import Recipe
 from tutelage.training.disk import check_room
 from tutelage.training.served import fewest_positions, is_served, served_teacher, shared_with
+from tutelage.training.served_sampling import check_servable, fewest, student_servers
 from tutelage.training.setup import check_text, first_checks, model_notes, needs_teacher, student_tokenizer
 from tutelage.training.texts import Reader, Texts, read, read_texts
 
@@ -51,6 +52,7 @@ def look(recipe: Recipe) -> Findings:
         steps.take(check)
     rows = steps.take(read, recipe)
     tokenizer = steps.take(student_tokenizer, recipe)
+    servers = None if tokenizer is None else steps.take(student_servers, recipe, tokenizer, _silent)
     teacher, own = None, None
     with_teacher = needs_teacher(recipe)
     served = steps.take(served_teacher, recipe, _silent) if with_teacher else None
@@ -62,10 +64,11 @@ def look(recipe: Recipe) -> Findings:
         student = steps.take(load_skeleton, recipe.student, "student", tokenizer=tokenizer, teacher=teacher)
     if student is not None and tokenizer is not None:
         steps.take(check_room, recipe, tokenizer)
+        steps.take(check_servable, recipe, student)
     stops = None if student is None or tokenizer is None else steps.take(stop_ids, student, tokenizer)
     texts, shared = None, None
     if rows is not None and student is not None and tokenizer is not None and stops is not None:
-        room = fewest_positions(positions(student, teacher), served)
+        room = fewest(fewest_positions(positions(student, teacher), served), servers and servers.max_length)
         reader = Reader(tokenizer, stops, bool(student.config.is_encoder_decoder), room)
         texts = steps.take(read_texts, recipe, reader, rows)
     if texts is not None:

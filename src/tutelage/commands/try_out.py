@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase
 
+from tutelage.commands.finished import trained
 from tutelage.config import Decoding, Model
 from tutelage.data import Row, encode
 from tutelage.errors import InputError
 from tutelage.models.language_model import LanguageModel
-from tutelage.models.loading import load_model, load_tokenizer, stop_ids
-from tutelage.models.teachers import LocalTeacher
-from tutelage.models.vocabulary import shared_vocabulary
+from tutelage.models.pair import Pair, load_pair
 from tutelage.recipe import check_section, load_recipe
 from tutelage.reports.page import DARK_SCALE, LEVELS, level
 from tutelage.reports.token_view import Token, token_views
@@ -33,10 +31,7 @@ _PROMPT_TOKENS = 2**17  # a prompt that is typed is never dropped for its length
 class _Asked:
     """Who is asked, and how."""
 
-    student: LanguageModel
-    tokenizer: PreTrainedTokenizerBase
-    teacher: LocalTeacher | None
-    vocabulary: int | None
+    models: Pair
     template: str
     decoding: Decoding
     seed: int
@@ -109,54 +104,42 @@ def _named(
             raise InputError(f"{run} holds no run (no config.yaml), so there is no recipe that {keys[0]} could change")
         return _Named(Model(model=run), own, None, check_section(Decoding, chosen, "decoding"), 0)
     recipe = load_recipe(config, keys)
-    model = Path(run) / "model"
-    if not model.is_dir():
-        raise InputError(f"{run} has no model yet; finish the run, or name one of its checkpoints and --teacher")
     written = recipe.evaluation.decoding
     lengths = {"max_new_tokens": written.max_new_tokens, "no_repeat_ngram_size": written.no_repeat_ngram_size}
-    started_from = {"from_config": None, "from_teacher": None, "adapter": None}
-    student = replace(recipe.student, model=str(model), tokenizer=None, **started_from)
     decoding = check_section(Decoding, {**lengths, **chosen}, "decoding")
-    return _Named(student, own or recipe.teacher, recipe.data.template, decoding, recipe.seed)
+    return _Named(trained(Path(run), recipe), own or recipe.teacher, recipe.data.template, decoding, recipe.seed)
 
 
 def _load(named: _Named) -> _Asked:
-    tokenizer = load_tokenizer(named.student, "student")
-    network = load_model(named.student, "student", seed=named.seed)
-    student = LanguageModel(network, stop_ids(network, tokenizer))
-    teacher, vocabulary = None, None
-    if named.teacher is not None:
-        other = load_tokenizer(named.teacher, "teacher")
-        model = load_model(named.teacher, "teacher", seed=named.seed)
-        teacher = LocalTeacher(LanguageModel(model, stop_ids(model, other)), student.device)
-        vocabulary = shared_vocabulary(tokenizer, other, student.head.vocabulary, teacher.head.vocabulary).size
-    has_template = getattr(tokenizer, "chat_template", None) is not None
+    models = load_pair(named.student, named.teacher, named.seed)
+    has_template = getattr(models.tokenizer, "chat_template", None) is not None
     template = named.template or ("chat" if has_template else "plain")
-    return _Asked(student, tokenizer, teacher, vocabulary, template, named.decoding, named.seed)
+    return _Asked(models, template, named.decoding, named.seed)
 
 
 def _answer(asked: _Asked, prompt: str, samples: int, console: Console) -> None:
+    models = asked.models
     example = encode(
         [Row("prompt", prompt=prompt)],
-        asked.tokenizer,
+        models.tokenizer,
         template=asked.template,
         max_prompt_tokens=_PROMPT_TOKENS,
         max_tokens=_PROMPT_TOKENS,
-        stop_ids=frozenset(asked.student.stop_ids),
-        encoder_decoder=asked.student.is_encoder_decoder,
+        stop_ids=frozenset(models.student.stop_ids),
+        encoder_decoder=models.student.is_encoder_decoder,
     )[0]
-    own = _written(asked, asked.student, example.prompt, samples)
-    if asked.teacher is None:
-        for text in response_texts(own, asked.tokenizer):
+    own = _written(asked, models.student, example.prompt, samples)
+    if models.teacher is None:
+        for text in response_texts(own, models.tokenizer):
             console.print(Text(text))
         console.print(Text("no teacher to compare with; name one with --teacher", style="dim"))
         return
-    theirs = _written(asked, asked.teacher.model, example.prompt, samples)
-    views = token_views(asked.student, asked.teacher, own, asked.tokenizer, vocabulary=asked.vocabulary)
+    theirs = _written(asked, models.teacher.model, example.prompt, samples)
+    views = token_views(models.student, models.teacher, own, models.tokenizer, vocabulary=models.vocabulary)
     table = Table("teacher", "student", box=SIMPLE_HEAD, expand=True, show_lines=samples > 1)
     for column in table.columns:
         column.ratio, column.overflow = 1, "fold"
-    for text, view in zip(response_texts(theirs, asked.tokenizer), views, strict=True):
+    for text, view in zip(response_texts(theirs, models.tokenizer), views, strict=True):
         table.add_row(Text(text), coloured(view))
     console.print(table)
     for number, (view, response) in enumerate(zip(views, theirs.responses, strict=True), 1):
@@ -165,10 +148,8 @@ def _answer(asked: _Asked, prompt: str, samples: int, console: Console) -> None:
 
 
 def _written(asked: _Asked, writer: LanguageModel, prompt: Ids, samples: int) -> Rollout:
-    places = [(sample,) for sample in range(samples)]
-    return decode(
-        writer, [prompt] * samples, asked.decoding, seed=asked.seed, places=places, vocabulary=asked.vocabulary
-    )
+    places, vocabulary = [(sample,) for sample in range(samples)], asked.models.vocabulary
+    return decode(writer, [prompt] * samples, asked.decoding, seed=asked.seed, places=places, vocabulary=vocabulary)
 
 
 def coloured(view: Sequence[Token]) -> Text:

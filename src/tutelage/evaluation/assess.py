@@ -22,11 +22,8 @@ from tutelage.evaluation.score import Score
 from tutelage.evaluation.subject import Subject
 from tutelage.evaluation.task import Task
 from tutelage.models.identity import tokenizer_identity, weights_identity
-from tutelage.models.language_model import LanguageModel
-from tutelage.models.loading import load_model, load_tokenizer, stop_ids
+from tutelage.models.pair import Pair, load_pair
 from tutelage.models.pairing import positions
-from tutelage.models.teachers import LocalTeacher
-from tutelage.models.vocabulary import shared_vocabulary
 
 MICRO_BATCH_TOKENS = 4096
 
@@ -35,10 +32,7 @@ MICRO_BATCH_TOKENS = 4096
 class _Models:
     """What is measured, and what it is compared with."""
 
-    student: LanguageModel
-    tokenizer: Any
-    teacher: LocalTeacher | None
-    vocabulary: int | None
+    pair: Pair
     of_student: Mapping[str, Any]
     of_teacher: Mapping[str, Any] | None
 
@@ -148,20 +142,14 @@ def _load(
     teacher_identity: str | None,
     report: Callable[[str], None],
 ) -> _Models:
-    tokenizer = load_tokenizer(student, "student")
-    network = load_model(student, "student", seed=0)
-    model = LanguageModel(network, stop_ids(network, tokenizer))
-    network.eval()
-    of_student = _described(name, student, identity, network)
-    report(f"{name}: {network.config.model_type} with {of_student['parameters'] / 1e6:,.2f} M parameters")
-    if teacher is None:
-        return _Models(model, tokenizer, None, None, of_student, None)
-    own = load_tokenizer(teacher, "teacher")
-    large = load_model(teacher, "teacher", seed=0)
-    local = LocalTeacher(LanguageModel(large, stop_ids(large, own)), model.device)
-    shared = shared_vocabulary(tokenizer, own, model.head.vocabulary, local.head.vocabulary)
-    of_teacher = _described(Path(str(teacher.model)).name, teacher, teacher_identity, large)
-    return _Models(model, tokenizer, local, shared.size, of_student, of_teacher)
+    pair = load_pair(student, teacher)
+    of_student = _described(name, student, identity, pair.student.model)
+    report(f"{name}: {pair.student.network.config.model_type} with {of_student['parameters'] / 1e6:,.2f} M parameters")
+    of_teacher = None
+    if teacher is not None:
+        assert pair.teacher is not None
+        of_teacher = _described(Path(str(teacher.model)).name, teacher, teacher_identity, pair.teacher.model.model)
+    return _Models(pair, of_student, of_teacher)
 
 
 def _described(name: str, spec: Model, identity: str | None, network: torch.nn.Module) -> dict[str, Any]:
@@ -178,18 +166,18 @@ def _measured(
     report: Callable[[str], None],
 ) -> Record:
     begin = time.perf_counter()
-    examples = _encoded(task, items, models)
+    examples = _encoded(task, items, models.pair)
     kept = [items[int(example.where)] for example in examples]
     with _progress(task.name) as advance:
-        rollouts, texts = [], []
+        rollouts, texts, pair = [], [], models.pair
         if _uses(task, "text"):
             key = {"model": models.of_student["identity"], "items": fingerprint(items), "template": task.data.template}
             rollouts, texts = answered(
-                responses_path(out, task.name), task, models.student, models.tokenizer, kept, examples.kept,
+                responses_path(out, task.name), task, pair.student, pair.tokenizer, kept, examples.kept,
                 key=key, advance=advance,
             )  # fmt: skip
-        subject = Subject(task, models.student, models.tokenizer, kept, examples.kept, rollouts, texts,
-                          models.teacher, models.vocabulary, MICRO_BATCH_TOKENS, advance)  # fmt: skip
+        subject = Subject(task, pair.student, pair.tokenizer, kept, examples.kept, rollouts, texts,
+                          pair.teacher, pair.vocabulary, MICRO_BATCH_TOKENS, advance)  # fmt: skip
         scores, metrics, curves, notes = _by_metric(task, subject, protocols)
     record = Record(
         task=task.name,
@@ -201,7 +189,7 @@ def _measured(
         curves=curves,
         notes=notes,
         dropped=examples.dropped,
-        environment=_environment(models),
+        environment=_environment(models.pair),
         seconds=time.perf_counter() - begin,
     )
     path = save_record(out, record, scores)
@@ -227,7 +215,7 @@ def _by_metric(task: Task, subject: Subject, protocols: Mapping[str, Mapping[str
     return scores, metrics, curves, notes
 
 
-def _encoded(task: Task, items: Sequence[Item], models: _Models) -> Examples:
+def _encoded(task: Task, items: Sequence[Item], pair: Pair) -> Examples:
     """The items as ids. A row's place is its position, to find the item of what was kept."""
     rows = [
         Row(str(at), prompt=item.prompt, completion=item.references[0] if item.references else None)
@@ -236,13 +224,13 @@ def _encoded(task: Task, items: Sequence[Item], models: _Models) -> Examples:
     new_tokens = task.decoding.max_new_tokens
     return encode(
         rows,
-        models.tokenizer,
+        pair.tokenizer,
         template=task.data.template,
         max_prompt_tokens=task.data.max_prompt_tokens,
         max_tokens=task.data.max_prompt_tokens + _LONGEST_REFERENCE,
-        stop_ids=frozenset(models.student.stop_ids),
-        encoder_decoder=models.student.is_encoder_decoder,
-        positions=positions(models.student.model, models.teacher and models.teacher.model.model),
+        stop_ids=frozenset(pair.student.stop_ids),
+        encoder_decoder=pair.student.is_encoder_decoder,
+        positions=positions(pair.student.model, pair.teacher and pair.teacher.model.model),
         new_tokens=new_tokens,
         max_dropped=task.data.max_dropped,
     )
@@ -252,13 +240,13 @@ _LONGEST_REFERENCE = 1 << 20
 """References are never too long by themselves: a text metric does not read them as ids."""
 
 
-def _environment(models: _Models) -> dict[str, Any]:
+def _environment(pair: Pair) -> dict[str, Any]:
     packages = {name: version(name) for name in ("tutelage", "torch", "transformers", "tokenizers")}
     return packages | {
         "python": platform.python_version(),
-        "device": str(models.student.device),
-        "dtype": str(models.student.head.weight.dtype).removeprefix("torch."),
-        "tokenizer": tokenizer_identity(models.tokenizer),
+        "device": str(pair.student.device),
+        "dtype": str(pair.student.head.weight.dtype).removeprefix("torch."),
+        "tokenizer": tokenizer_identity(pair.tokenizer),
     }
 
 

@@ -103,7 +103,10 @@ def _missing(setup: "Setup", answered: bool) -> str:
             "There are no samples: none was asked for (evaluation.samples), or no validation row leaves room for one."
         )
     if setup.teacher is None:
-        return "The run had no teacher in memory, so there is neither its answer nor a token view."
+        return (
+            "The run had no teacher in memory, so there is neither its answer nor a token view; `tutelage report RUN "
+            "--teacher MODEL` adds them."
+        )
     if isinstance(setup.teacher, BridgedTeacher):
         return "The teacher has a tokenizer of its own, so there is neither its answer nor a token view."
     if isinstance(setup.teacher, ServedTeacher):
