@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from tutelage.config import STRICT, Data, Evaluation, Model, Teacher, TeacherCache, Train
+from tutelage.config import STRICT, Data, Evaluation, Model, Sampling, Teacher, TeacherCache, Train
 from tutelage.errors import InputError
 from tutelage.methods import METHODS, SFT, Method
 from tutelage.methods.token_matching import TokenMatching
@@ -42,6 +42,8 @@ class Recipe:
     """What is measured on held-out rows."""
     teacher_cache: TeacherCache = Field(default_factory=TeacherCache)
     """What is kept of the teacher's scores, for text that does not change."""
+    sampler: Sampling = Field(default_factory=Sampling)
+    """Where the student's text is written while it learns."""
     output: str
     """Folder of the run. It is made; a run that is already there is resumed."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -173,13 +175,14 @@ def overridden(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str
     return whole
 
 
-def checked(kind: type[Section], mapping: Mapping[str, Any], source: str) -> Section:
+def checked(kind: type[Section], mapping: Mapping[str, Any], source: str, known: Sequence[str] = ()) -> Section:
     """Check a whole file of another kind than a recipe, such as a task or a study.
 
     Args:
         kind: the dataclass that it is read into.
         mapping: what the file gives.
         source: its name, for messages.
+        known: keys within lists, which the dataclass does not tell.
 
     Raises:
         InputError: a key is unknown or its value wrong; the nearest known key is named.
@@ -187,7 +190,7 @@ def checked(kind: type[Section], mapping: Mapping[str, Any], source: str) -> Sec
     try:
         return TypeAdapter(kind).validate_python(dict(mapping))
     except ValidationError as error:
-        raise InputError(_explain(error, source, [key.path for key in keys_of(kind)])) from None
+        raise InputError(_explain(error, source, [*(key.path for key in keys_of(kind)), *known])) from None
 
 
 def check_section(kind: type[Section], mapping: Mapping[str, Any], name: str) -> Section:
@@ -291,7 +294,11 @@ def _message(problem: Any, key: str, known: Sequence[str]) -> str:
         return f"'{key}' is missing"
     if kind == "union_tag_invalid" and key != "method":
         told = problem["ctx"]
-        return f"{key}: unknown {told['discriminator'].strip(chr(39))} '{told['tag']}' (known: {told['expected_tags']})"
+        names = told["expected_tags"].replace("'", "").split(", ")
+        close = difflib.get_close_matches(str(told["tag"]), names, 1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        what = told["discriminator"].strip("'")
+        return f"{key}: unknown {what} '{told['tag']}'{hint} (known: {', '.join(names)})"
     if kind == "union_tag_not_found" and key != "method":
         return f"{key}: '{problem['ctx']['discriminator'].strip(chr(39))}' is missing"
     if kind == "union_tag_invalid":

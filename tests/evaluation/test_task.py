@@ -29,6 +29,12 @@ def test_keys_can_be_overridden():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"metrics": ["diverity"]}, r"metrics.0: unknown name 'diverity'; did you mean 'diversity'\?"),
+        (
+            {"metrics": ["bleu", {"name": "diversity", "temperatres": [1.0]}]},
+            r"unknown key 'metrics.1.diversity.temperatres'; did you mean 'metrics.1.diversity.temperatures'\?",
+        ),
+        ({"metrics": [{"name": ["bleu"]}]}, r"metrics.0"),
         ({"data": {"source": "x", "promt": "y"}}, r"unknown key 'data.promt'; did you mean 'data.prompt'\?"),
         ({"metrics": ["rogue"]}, "rogue"),
         ({"metrics": []}, "metrics"),

@@ -11,8 +11,9 @@ from pydantic.dataclasses import dataclass
 
 from tutelage.config import STRICT, Count, Decoding, GreedyDecoding, Share
 from tutelage.errors import InputError
-from tutelage.evaluation.metrics import AnyMetric
+from tutelage.evaluation.metrics import METRICS, AnyMetric
 from tutelage.recipe import checked, overridden
+from tutelage.recipe_keys import keys_of
 from tutelage.safe_yaml import parse_yaml, read_yaml
 
 
@@ -129,5 +130,12 @@ def task_of(mapping: Mapping[str, Any], overrides: Sequence[str] = (), *, source
     whole = overridden(mapping, overrides)
     metrics = whole.get("metrics")
     if isinstance(metrics, list):
-        whole["metrics"] = [{"name": metric} if isinstance(metric, str) else metric for metric in metrics]
-    return checked(Task, whole, source)
+        whole["metrics"] = metrics = [{"name": m} if isinstance(m, str) else m for m in metrics]
+    return checked(Task, whole, source, _keys_of_metrics(metrics))
+
+
+def _keys_of_metrics(metrics: object) -> list[str]:
+    """The keys that the metrics of a task have, as messages name them."""
+    named = enumerate(metrics) if isinstance(metrics, list) else ()
+    kinds = [(at, METRICS[m["name"]]) for at, m in named if isinstance(m, Mapping) and str(m.get("name")) in METRICS]
+    return [f"metrics.{at}.{kind.name}.{key.path}" for at, kind in kinds for key in keys_of(kind)]
