@@ -60,11 +60,6 @@ class CrossTokenizer(Direct):
         return self
 
     @property
-    def needs_teacher(self) -> bool:
-        """Yes."""
-        return True
-
-    @property
     def plan(self) -> Plan:
         """One batch, one step."""
         return Plan(bridges_tokenizers=True)

@@ -67,11 +67,6 @@ class DistiLLM(Direct):
     """How the student writes."""
 
     @property
-    def needs_teacher(self) -> bool:
-        """Yes."""
-        return True
-
-    @property
     def plan(self) -> Plan:
         """One batch, one step; goes by the validation loss."""
         return Plan(text_rows=self.text_rows, follows_loss=True)

@@ -89,11 +89,6 @@ class FDistill(Direct):
                 "no_repeat_ngram_size 0)"
             )
 
-    @property
-    def needs_teacher(self) -> bool:
-        """Yes."""
-        return True
-
     def sampler(self, sources: Sources) -> Sampler:
         """The teacher, the student, or both."""
         from tutelage.rollouts.samplers import Both

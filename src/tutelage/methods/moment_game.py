@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 from tutelage.estimators import leave_one_out, moment_gap, returns
 from tutelage.losses import Head, linear_divergence, map_vocabulary
 from tutelage.methods.on_and_off_policy import Part, parts_of, rows_of
+from tutelage.world import world
 
 if TYPE_CHECKING:
     from tutelage.methods.moment_matching import MomentMatching
@@ -146,13 +149,16 @@ def baselines(method: MomentMatching, rollout: Rollout, context: Context) -> Rol
     if len(mine) < 2:
         return rollout
     own = rollout.select(mine)
-    found: dict[int, list[float]] = {}
-    for rows in own.micro_batch_rows(context.micro_batch_tokens):
+    student, teacher = context.student, context.teacher
+
+    def returns_of(rows: Sequence[int]) -> list[list[float]]:
         with torch.no_grad():
-            (part,) = parts_of(own.select(rows), ["on"], context.student, context.teacher, context.vocabulary)
-        heads = (context.student.head, context.teacher.head)
-        game = Game(method, part, *heads, context.modules["critic_on"], context.vocabulary)
-        found |= dict(zip(rows, game.returns(), strict=True))
+            (part,) = parts_of(own.select(rows), ["on"], student, teacher, context.vocabulary)
+        critic = context.modules["critic_on"]
+        return Game(method, part, student.head, teacher.head, critic, context.vocabulary).returns()
+
+    parts = own.micro_batch_rows(context.micro_batch_tokens)
+    found = dict(zip(chain(*parts), chain(*world().shared(returns_of, parts)), strict=True))
     means = leave_one_out([found[row] for row in range(len(own))], len(own))
     column = [[0.0] * len(response) for response in rollout.responses]
     for row, values in zip(mine, means, strict=True):

@@ -142,6 +142,11 @@ class Direct:
     """Part of the methods that update the student once from every batch and train nothing else."""
 
     @property
+    def needs_teacher(self) -> bool:
+        """Yes: only fine-tuning does without."""
+        return True
+
+    @property
     def plan(self) -> Plan:
         """One batch, one step."""
         return Plan()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
+
+from tutelage.world import world
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +22,7 @@ Ragged = list[list[float]]
 def sequence_logps(rollout: Rollout, context: Context) -> tuple[Ragged, Ragged]:
     """Return the log-probabilities of the masked tokens under the student and the teacher, as they are now.
 
-    Run with the same forward passes as the update, and without dropout.
+    Run with the same forward passes as the update, and without dropout; each process of the run does its share.
 
     Args:
         rollout: any number of sequences; they are cut into micro-batches here.
@@ -32,19 +35,20 @@ def sequence_logps(rollout: Rollout, context: Context) -> tuple[Ragged, Ragged]:
 
     assert context.teacher is not None
     student, teacher = context.student, context.teacher
-    student_rows: Ragged = [[] for _ in range(len(rollout))]
-    teacher_rows: Ragged = [[] for _ in range(len(rollout))]
-    was_training = student.network.training
-    student.network.eval()
-    for rows in rollout.micro_batch_rows(context.micro_batch_tokens):
+
+    def both(rows: Sequence[int]) -> list[tuple[list[float], list[float]]]:
         part = rollout.select(rows)
         with torch.no_grad():
             models = [(student.hidden(part), student.head), (teacher.hidden(part), teacher.head)]
         of_student, of_teacher = target_logps(models, student.targets(part, context.vocabulary), context.vocabulary)
-        for row, own, other in zip(rows, ragged(of_student, part), ragged(of_teacher, part), strict=True):
-            student_rows[row], teacher_rows[row] = own, other
+        return list(zip(ragged(of_student, part), ragged(of_teacher, part), strict=True))
+
+    was_training = student.network.training
+    student.network.eval()
+    parts = rollout.micro_batch_rows(context.micro_batch_tokens)
+    found = dict(zip(chain(*parts), chain(*world().shared(both, parts)), strict=True))
     student.network.train(was_training)
-    return student_rows, teacher_rows
+    return [found[row][0] for row in range(len(rollout))], [found[row][1] for row in range(len(rollout))]
 
 
 def target_logps(models: Sequence[tuple[Tensor, Head]], targets: Tensor, vocabulary: int | None) -> list[Tensor]:

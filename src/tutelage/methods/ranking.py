@@ -64,11 +64,6 @@ class MiniLLMRanking(Direct):
             )
         return self
 
-    @property
-    def needs_teacher(self) -> bool:
-        """Yes."""
-        return True
-
     def sampler(self, sources: Sources) -> Sampler:
         """The student, several times a prompt; the data's response before its own where that is y*."""
         from tutelage.rollouts.samplers import Both

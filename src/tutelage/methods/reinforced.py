@@ -15,6 +15,7 @@ from tutelage.errors import InputError
 from tutelage.methods.objective import Modules, Plan, Terms, count_units, position_weights
 from tutelage.methods.on_and_off_policy import refuse_other_policies
 from tutelage.rewards import Reward
+from tutelage.world import world
 
 if TYPE_CHECKING:
     from torch import nn
@@ -171,7 +172,7 @@ class RewardedGKD:
 
 
 def score(reward: Reward, rollout: Rollout, context: Context) -> list[float]:
-    """Return the reward of each sequence.
+    """Return the reward of each sequence; each process of the run asks for its share of them.
 
     Raises:
         InputError: a row has no reference to compare with, or the reward is no finite number for it.
@@ -185,10 +186,16 @@ def score(reward: Reward, rollout: Rollout, context: Context) -> list[float]:
                     f"{example.where} has a prompt only, but reward '{reward.kind}' compares with the data's response"
                 )
     responses = response_texts(rollout, context.tokenizer)
-    prompts = [example.prompt_text for example in context.examples]
-    found = list(reward.scorer()(prompts, responses, [example.reference for example in context.examples]))
-    if len(found) != len(responses):
-        raise InputError(f"reward '{reward.kind}' gave {len(found)} numbers for {len(responses)} responses")
+
+    def of_mine() -> list[float]:
+        mine = world().share(len(responses))
+        examples, texts = [context.examples[row] for row in mine], [responses[row] for row in mine]
+        found = list(reward.scorer()([e.prompt_text for e in examples], texts, [e.reference for e in examples]))
+        if len(found) != len(mine):
+            raise InputError(f"reward '{reward.kind}' gave {len(found)} numbers for {len(mine)} responses")
+        return found
+
+    found = world().collect(world().agreed(of_mine), len(responses))
     for example, response, value in zip(context.examples, responses, found, strict=True):
         if not math.isfinite(value):
             raise InputError(

@@ -39,11 +39,6 @@ class TokenMatching(Direct, ABC):
         """Say who writes the text."""
 
     @property
-    def needs_teacher(self) -> bool:
-        """Yes."""
-        return True
-
-    @property
     def plan(self) -> Plan:
         """One batch, one step; distributions are compared, unless fixed text only repeats its own words."""
         return Plan(asks_of_fixed_text="nothing" if self.cross_entropy == 1 else "distribution")
