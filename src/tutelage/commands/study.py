@@ -84,5 +84,5 @@ def _list(study: Study, runs: Sequence[Planned]) -> None:
     for run in runs:
         state = "not yet" if (known := state_of(run)) is None else known["status"]
         print(f"{state:9} {run.kind:5} {run.name}, seed {run.seed}: {run.folder}")
-    minutes = "" if study.minutes is None else f"; about {study.minutes:g} min on two cores"
+    minutes = "" if study.minutes is None else f"; about {study.minutes:g} min with one process"
     print(f"{len(runs)} runs{minutes}")

@@ -63,7 +63,7 @@ class Study:
     paper: str
     """Which table or plot of which paper it is about, and what is claimed there."""
     minutes: Positive | None = None
-    """How long it takes on two cores, where that was measured."""
+    """How long one process takes, where that was measured."""
     paper_setting: Any = None
     """The paper's own models, data and steps, for those who have the machines; not read."""
     of: str | None = None

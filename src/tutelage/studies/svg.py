@@ -9,7 +9,7 @@ from tutelage.studies.figures import Figure, Heatmap, Series
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8c564b", "#17becf", "#bcbd22")
 """Of Okabe and Ito, which those who see few colours can tell apart, and four more."""
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 560, 360, 70, 40, 52
-LEGEND, LINE = 200, 16
+LETTER, LINE = 7, 16  # the width of a letter at most, and the height of a line of the legend
 Place = Callable[[float], float]
 
 
@@ -45,7 +45,7 @@ def _lines(figure: Figure) -> str:
         colour += not series.fitted
         parts += _series(series, across[0], up[0], COLOURS[colour % len(COLOURS)], figure.points)
         parts += _key(series, TOP + 8 + LINE * number, COLOURS[colour % len(COLOURS)])
-    return _document(WIDTH + LEGEND, height, parts)
+    return _document(WIDTH + 25 + LETTER * max(map(len, names)), height, parts)
 
 
 Scale = tuple[Place, list[float]]
@@ -134,7 +134,7 @@ def _key(series: Series, y: float, colour: str) -> list[str]:
 
 
 def _heatmap(figure: Heatmap) -> str:
-    cell, row, left = 104, 44, 30 + 7 * max((len(y) for y in figure.y), default=0)
+    cell, row, left = 104, 44, 30 + LETTER * max((len(y) for y in figure.y), default=0)
     width, height = left + cell * max(1, len(figure.x)) + 20, TOP + 40 + row * max(1, len(figure.y)) + 30
     parts = [_text(width / 2, 20, figure.title, more='font-weight="bold"')]
     known = [value for values in figure.values for value in values if value is not None]
