@@ -188,6 +188,12 @@ class Curve:
     n: Sequence[int] | None = None
     """Items behind each point."""
 
+    @classmethod
+    def of(cls, x: Sequence[float], points: Sequence[Measurement], x_title: str, y_title: str) -> "Curve":
+        """Draw measurements, each over its x."""
+        y, low, high, n = ([getattr(point, name) for point in points] for name in ("value", "low", "high", "n"))
+        return cls(x, y, x_title, y_title, low, high, n)
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         found: dict[str, Any] = {"x": list(self.x), "y": list(self.y)}

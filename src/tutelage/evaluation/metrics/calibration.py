@@ -95,12 +95,4 @@ def binned(confidence: float, right: float, bins: int) -> np.ndarray:
 def _reliability(table: np.ndarray) -> Curve:
     counts, confidence, right = table[table[:, 0] > 0].T
     shares = [proportion(round(hits), round(n)) for hits, n in zip(right, counts, strict=True)]
-    return Curve(
-        x=(confidence / counts).tolist(),
-        y=[share.value for share in shares],
-        x_title="confidence",
-        y_title="accuracy",
-        low=[share.low for share in shares],
-        high=[share.high for share in shares],
-        n=[share.n for share in shares],
-    )
+    return Curve.of((confidence / counts).tolist(), shares, "confidence", "accuracy")

@@ -159,12 +159,4 @@ def _written(subject, temperature: float) -> list[list[str]]:
 
 def _curve(x: Sequence[float], points: Sequence[Measurement], x_title: str, name: str) -> Curve:
     title = {"self_bleu": "Self-BLEU", "rouge_2": "ROUGE-2", "rouge_l": "ROUGE-L"}[name]
-    return Curve(
-        x=x,
-        y=[point.value for point in points],
-        x_title=x_title,
-        y_title=title,
-        low=[point.low for point in points],
-        high=[point.high for point in points],
-        n=[point.n for point in points],
-    )
+    return Curve.of(x, points, x_title, title)

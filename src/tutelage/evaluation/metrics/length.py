@@ -102,15 +102,7 @@ class RougeByLength(Metric):
                 scores[name] = Score.over_seeds(parts, unit="%", better="higher")
                 middles.append(sum(words[place] for place in inside) / len(inside))
         points = [score.measurement() for score in scores.values()]
-        curve = Curve(
-            x=middles,
-            y=[point.value for point in points],
-            x_title="words of the reference (mean of the bucket)",
-            y_title="ROUGE-L",
-            low=[point.low for point in points],
-            high=[point.high for point in points],
-            n=[point.n for point in points],
-        )
+        curve = Curve.of(middles, points, "words of the reference (mean of the bucket)", "ROUGE-L")
         return Findings(scores, {"rouge_l_by_length": curve})
 
 
