@@ -89,3 +89,42 @@ def test_smaller_micro_batches_and_checkpointing_need_less(tmp_path: Path) -> No
 def test_an_encoder_decoder_model_is_predicted(tmp_path: Path) -> None:
     parts = _parts(recipe_of(mapping(tmp_path, "on-policy-kd", "t5")))
     assert parts["text by the student"].gibibytes > 0
+
+
+def _adapted(folder: Path, **changes: object) -> dict[str, memory.Part]:
+    recipe = mapping(folder, "supervised-kd")
+    recipe["student"] |= {"adapter": {"rank": 2, "targets": ["q_proj", "v_proj"]}}
+    return _parts(recipe_of(recipe | changes))
+
+
+def test_of_an_adapter_only_its_own_weights_learn(tmp_path: Path) -> None:
+    whole, adapted = _parts(recipe_of(mapping(tmp_path, "supervised-kd"))), _adapted(tmp_path)
+    learning = 2 * 2 * 2 * (2 * 16) * 4 / 2**30  # layers, matrices, rank, both widths, bytes
+    assert adapted["optimiser"].gibibytes == pytest.approx(2 * learning)
+    assert adapted["student's weights"].gibibytes == pytest.approx(whole["student's weights"].gibibytes + learning)
+    assert adapted["teacher's weights"] == whole["teacher's weights"]
+    updates = [
+        next(p.gibibytes for name, p in parts.items() if name.startswith("update")) for parts in (whole, adapted)
+    ]
+    assert updates[1] < updates[0]
+
+
+def test_the_base_of_an_adapter_is_held_once_where_it_is_the_teacher(tmp_path: Path) -> None:
+    recipe = mapping(tmp_path, "supervised-kd")
+    assert "teacher's weights" not in _adapted(tmp_path, teacher=recipe["student"])
+    assert "teacher's weights" in _adapted(tmp_path, teacher={**recipe["student"], "dtype": "bfloat16"})
+
+
+def test_a_stored_adapter_is_predicted_as_a_fresh_one(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    fresh = _adapted(tmp_path)
+    base = tmp_path / "llama-student"
+    model = AutoModelForCausalLM.from_pretrained(base)
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"])).save_pretrained(tmp_path / "adapter")
+    recipe = mapping(tmp_path, "supervised-kd")
+    recipe["student"]["model"] = str(tmp_path / "adapter")
+    stored = _parts(recipe_of(recipe))
+    for name in ("student's weights", "optimiser", "teacher's weights"):
+        assert stored[name].gibibytes == pytest.approx(fresh[name].gibibytes)

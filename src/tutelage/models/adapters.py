@@ -120,6 +120,42 @@ def begin(base: PreTrainedModel, source: Source, settings: config.Adapter, seed:
             raise source.explain(error) from error
 
 
+def outline(base: PreTrainedModel, spec: config.Model, role: str) -> "PreTrainedModel | PeftModel":
+    """Put the adapter of a model's section on a base without weights: sizes are right, numbers there are none.
+
+    Args:
+        base: the base's skeleton; it is changed in place where there is an adapter.
+        spec: the section.
+        role: whose model it is, for messages.
+    """
+    if spec.model is None:
+        return base
+    source = locate(spec.model, role, spec.revision)
+    if spec.adapter is not None:
+        return begin(base, source, spec.adapter, seed=0)
+    if not is_adapter(source):
+        return base
+    from peft import PeftConfig, get_peft_model
+
+    settings = PeftConfig.from_pretrained(local(source).location)
+    settings.inference_mode = role != "student"
+    return get_peft_model(base, settings)  # pyright: ignore[reportReturnType]
+
+
+def is_on(student: config.Model, teacher: config.Model) -> bool:
+    """Whether a student's adapter lies on the very model that is the teacher, whose weights are then held once."""
+    if student.model is None or teacher.model is None or student.dtype != teacher.dtype:
+        return False
+    source = locate(student.model, "student", student.revision)
+    if student.adapter is None and not is_adapter(source):
+        return False
+    base = source if student.adapter is not None else base_of(source)
+    own = locate(teacher.model, "teacher", teacher.revision)
+    if base.is_local and own.is_local:
+        return Path(base.location).resolve() == Path(own.location).resolve()
+    return (base.location, base.options) == (own.location, own.options)
+
+
 def sharing_weights(model: PreTrainedModel) -> PreTrainedModel:
     """Return a second model with the same weights, not copied: one gets an adapter, the other stays what it was."""
     memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}

@@ -5,6 +5,7 @@ import re
 import resource
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
@@ -14,6 +15,7 @@ from tutelage.data import Examples
 from tutelage.divergences import forward_kl
 from tutelage.evaluation.evaluate import GENERATED
 from tutelage.losses import linear_divergence
+from tutelage.models import adapters
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.teachers import LocalTeacher
 from tutelage.recipe import Recipe
@@ -66,6 +68,8 @@ def estimate(
         Parts in GiB, the peak last; each with the keys of the recipe that lower it.
     """
     student, teacher = copy.deepcopy((student, teacher))
+    with torch.device("meta"):
+        student = cast(PreTrainedModel, adapters.outline(student, recipe.student, "student"))
     with pretending():
         run = _Run(recipe, student, teacher, examples)
         held, phases = run.held(), run.phases()
@@ -98,13 +102,15 @@ class _Run:
     def held(self) -> list[Part]:
         """What stays in memory all the time."""
         student, own = _bytes(self._student_model), sum(map(_bytes, self._own.values()))
+        learning = _bytes(self._student_model, learning=True) + own
         parts = [
             Part("student's weights", student / _GIB, "student.dtype, a smaller student"),
-            Part("optimiser", 2 * (student + own) / _GIB, "an adapter, a smaller student"),
+            Part("optimiser", 2 * learning / _GIB, "an adapter, a smaller student"),
         ]
         if own:
             parts.append(Part("the method's own modules", own / _GIB, "the method's rank or sizes"))
-        if self._teacher is not None:
+        teacher = self._recipe.teacher
+        if self._teacher is not None and not (teacher and adapters.is_on(self._recipe.student, teacher)):
             parts.append(Part("teacher's weights", _bytes(self._teacher.network) / _GIB, "teacher.dtype"))
         if not _on_cuda(self._recipe):
             parts.insert(0, Part("Python and libraries", resident() / _GIB, "–"))
@@ -198,8 +204,9 @@ def resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _bytes(model: torch.nn.Module) -> int:
-    return sum(p.numel() * p.element_size() for p in model.parameters())
+def _bytes(model: torch.nn.Module, learning: bool = False) -> int:
+    """What the weights of a model take, or those of them that learn."""
+    return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad or not learning)
 
 
 def _on_cuda(recipe: Recipe) -> bool:
