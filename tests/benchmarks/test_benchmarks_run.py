@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-TOO_LONG = {"methods.py"}  # trains every method of the package; it has no toy size
 CASES = {
     "gpu.py": [["--toy", "--device", "cpu"]],
     # The memory of each contender is measured in a process of its own, which would take longer than all the rest.
@@ -20,7 +19,7 @@ CASES = {
     "startup.py": [["--toy", "--rounds", "1"]],
 }
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
-RUNS = [(script, words) for script in SCRIPTS for words in CASES.get(script, [["--toy"]]) if script not in TOO_LONG]
+RUNS = [(script, words) for script in SCRIPTS for words in CASES.get(script, [["--toy"]])]
 
 
 @pytest.mark.parametrize(("script", "words"), RUNS, ids=[" ".join([script, *words]) for script, words in RUNS])

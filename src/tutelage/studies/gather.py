@@ -236,18 +236,29 @@ def _scatter(output: ScatterOf, entries: Sequence[Entry]) -> Figure:
     names = [[f"{task}.{axis}" if task else axis for task in tasks] for axis in (output.x, output.y)]
     x_title, y_title = (_titled(_column(found[0], entries)) for found in names)
     series = []
-    for name, group in _by(entries, lambda entry: str(entry.settings.get(output.series or "", "all"))).items():
+    for name, group in _by(entries, lambda entry: str(entry.settings.get(output.series or "", entry.name))).items():
         x, y, labels = [], [], []
         for label, cell in _by(group, lambda entry: str(entry.settings.get(output.along or "", ""))).items():
-            for task, *axes in zip(tasks, *names, strict=True):
+            for word, *axes in zip(_own_words(tasks), *names, strict=True):
                 across, up = (_values(cell, axis) for axis in axes)
                 if across and up:
                     x.append(mean(across))
                     y.append(mean(up))
-                    labels.append(task or label)
+                    labels.append(word or label)
         if x:
             series.append(Series(name, x, y, labels=labels))
     return Figure(output.name, output.title, x_title, y_title, series, points=True, notes=[_over_seeds(entries)])
+
+
+def _own_words(tasks: Sequence[str]) -> list[str]:
+    """Names of tasks without the words that all of them begin with.
+
+    >>> _own_words(["temperature-0-3", "temperature-1-0"]), _own_words(["courier"])
+    (['0-3', '1-0'], ['courier'])
+    """
+    words = [task.split("-") for task in tasks]
+    shared = next((at for at, column in enumerate(zip(*words, strict=False)) if len(set(column)) > 1), 0)
+    return ["-".join(found[shared:]) for found in words]
 
 
 def _curve(output: CurveOf, chosen: Sequence[Entry], entries: Sequence[Entry]) -> Figure:

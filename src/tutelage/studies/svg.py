@@ -117,12 +117,15 @@ def _series(series: Series, across: Place, up: Place, colour: str, points: bool)
         parts.append(f'<path d="{bars}" stroke="{colour}" stroke-opacity="0.6"/>')
     if len(places) <= 40:
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{4 if points else 2.6}" fill="{colour}"/>' for x, y in places]
-    parts += [
-        _text(x + 6, y - 5, label, "start", f'font-size="9" fill="{colour}"')
-        for (x, y), label in zip(places, series.labels, strict=False)
-        if label
-    ]
-    return parts
+    named = zip(places, series.labels, strict=False)
+    return [*parts, *(_label(x, y, label, colour) for (x, y), label in named if label)]
+
+
+def _label(x: float, y: float, label: str, colour: str) -> str:
+    """A word at a point, on the side where there is room."""
+    fits = x + LETTER * len(label) < WIDTH - 20
+    side, anchor = (6, "start") if fits else (-6, "end")
+    return _text(x + side, y - 5, label, anchor, f'font-size="9" fill="{colour}"')
 
 
 def _key(series: Series, y: float, colour: str) -> list[str]:
