@@ -49,6 +49,15 @@ def made(output, entries, **keys):
     return outcome(checked(output, {"name": "it", "title": "It", **keys}, "test"), entries)
 
 
+def test_starts_that_were_not_measured_have_no_row(entries, tmp_path):
+    entries.append(entry(tmp_path, "other", 0, {}, kind="start"))
+    entries.append(entry(tmp_path, "later", 0, {}, status="missing"))
+    rows = [row[0] for row in made(TableOf, entries, kind="table", metrics=["few.accuracy"]).rows]
+    assert "start" in rows
+    assert "later" in rows
+    assert "other" not in rows
+
+
 def test_metrics_are_named_in_words_and_the_task_where_it_tells_them_apart(entries):
     head = made(TableOf, entries, kind="table", metrics=["few.rouge_l", "many.rouge_l", "few.loss_per_item"]).head
     assert head == ["", "ROUGE-L (few)", "ROUGE-L (many)", "loss per item"]
@@ -121,6 +130,7 @@ def test_curves_are_averaged_over_seeds(tmp_path):
     gained = made(CurveOf, entries, **keys, relative_to="sft")
     assert isinstance(gained, Figure)
     assert [series.y for series in gained.series] == [[0.0, 0.0], [10.0, 10.0]]
+    assert [series.low for series in gained.series] == [[0.0, 0.0], [10.0, 10.0]], "each seed is taken by itself"
     together = made(CurveOf, entries, **keys, edges=[10.0])
     assert isinstance(together, Figure)
     assert (together.series[0].x, together.series[0].y) == ([1.5], [3.0])

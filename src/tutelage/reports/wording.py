@@ -34,7 +34,7 @@ _GAP = "\u00a0"  # a number and its unit stay on one line
 _UNITS = {"loss": "nats a token", "forward_kl": "nats a token", "reverse_kl": "nats a token", "jsd": "nats a token"}
 
 
-_SPELT = {"kl": "KL", "jsd": "JSD", "bleu": "BLEU", "chrf": "chrF", "ece": "ECE"}
+_SPELT = {"kl": "KL", "jsd": "JSD", "bleu": "BLEU", "chrf": "chrF", "ece": "ECE", "nll": "NLL", "brier": "Brier"}
 
 
 def in_words(metric: str) -> str:

@@ -48,7 +48,7 @@ class Figure:
         across = sorted({x for series in measured for x in series.x})
         if not self.points and 0 < len(across) <= 12:
             rows = [[series.name, *(_at(series, x) for x in across)] for series in measured]
-            lines += ["", *grid([f"{self.y_title} by {self.x_title}", *(f"{x:g}" for x in across)], rows)]
+            lines += ["", *grid([f"{self.y_title} by {self.x_title}", *(f"{x:.4g}" for x in across)], rows)]
         if self.points:
             rows = [
                 [series.name, label, number(x), number(y)]

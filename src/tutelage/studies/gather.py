@@ -119,7 +119,8 @@ def spread(values: Sequence[float], unit: str = "") -> str:
 
 
 def _table(output: TableOf, entries: Sequence[Entry]) -> TextTable:
-    rows = _by((e for e in entries if output.starts or e.kind == "run"), lambda entry: entry.name)
+    shown = [e for e in entries if e.kind == "run" or (output.starts and any(map(e.found, output.metrics)))]
+    rows = _by(shown, lambda entry: entry.name)
     columns = [_column(metric, entries, output.metrics) for metric in output.metrics]
     means = [
         {row: mean(values) for row, group in rows.items() if (values := _values(group, metric))}
@@ -266,29 +267,38 @@ def _curve(output: CurveOf, chosen: Sequence[Entry], entries: Sequence[Entry]) -
     if output.logged is not None:
         titles[0] = "step"
 
-    def points(group: Sequence[Entry]) -> dict[float, list[tuple[float, float]]]:
-        """The points of some runs, those together that are averaged."""
-        found: dict[float, list[tuple[float, float]]] = {}
+    def points(group: Sequence[Entry]) -> dict[float, list[tuple[int, float, float]]]:
+        """The points of some runs with their seeds, those together that are averaged."""
+        found: dict[float, list[tuple[int, float, float]]] = {}
         for entry in group:
             curve = _logged(entry, output) if output.logged else _recorded(entry, output)
             titles[:] = curve.get("x_title", titles[0]), curve.get("y_title", titles[1])
             for x, y in zip(curve["x"], curve["y"], strict=True):
                 if y is not None and y == y:
-                    found.setdefault(bisect_right(output.edges, x) if output.edges else x, []).append((x, y))
+                    found.setdefault(bisect_right(output.edges, x) if output.edges else x, []).append(
+                        (entry.seed, x, y)
+                    )
         return found
 
     reference = points([entry for entry in entries if entry.name == output.relative_to])
-    level = {at: mean(y for _, y in found) for at, found in reference.items()}
+    level = {
+        (at, seed): mean(y for own, _, y in found if own == seed)
+        for at, found in reference.items()
+        for seed in {seed for seed, _, _ in found}
+    }
     series = []
     runs = [entry for entry in chosen if output.starts or entry.kind == "run"]
     for name, group in _by(runs, lambda entry: str(entry.settings.get(output.series, entry.name))).items():
         found = points(group)
         if output.relative_to is not None:
-            found = {at: [(x, y - level[at]) for x, y in pairs] for at, pairs in found.items() if at in level}
-        if found:
-            groups_of_points = [found[at] for at in sorted(found)]
-            across = [mean(x for x, _ in pairs) for pairs in groups_of_points]
-            series.append(_series(name, across, [[y for _, y in pairs] for pairs in groups_of_points]))
+            found = {
+                at: [(seed, x, y - level[at, seed]) for seed, x, y in several if (at, seed) in level]
+                for at, several in found.items()
+            }
+        together = [found[at] for at in sorted(found) if found[at]]
+        if together:
+            across = [mean(x for _, x, _ in several) for several in together]
+            series.append(_series(name, across, [[y for _, _, y in several] for several in together]))
     gain = f" (minus that of {output.relative_to})" if output.relative_to else ""
     return Figure(
         output.name, output.title, titles[0], titles[1] + gain, series, output.log_x, notes=[_over_seeds(runs)]
