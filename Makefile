@@ -29,11 +29,11 @@ test: $(MARKER)  ## Run the tests
 test-slow: $(MARKER)  ## Run the long tests
 	$(BIN)/python -m pytest -q -m slow
 
-test-faults: $(MARKER)  ## Kill, cut, damage and fill up runs, and see that none is lost (at most 8 minutes on two cores)
-	$(BIN)/python -m pytest -q tests/faults -m "not fault_soak"
+test-faults: $(MARKER)  ## Kill, hang, cut, damage and fill up runs, and see that none is lost (on two cores 10 to 20 minutes)
+	$(BIN)/python -m pytest -q tests/faults tests/distributed -m "not fault_soak"
 
-soak: $(MARKER)  ## Kill 300 runs over the families of methods, and print what it cost
-	$(BIN)/python -m pytest -q -s tests/faults -m fault_soak
+soak: $(MARKER)  ## Kill 300 runs over the families of methods and print what it cost; cut the cable between two hosts (as root)
+	$(BIN)/python -m pytest -q -s tests/faults tests/distributed -m fault_soak
 
 test-real-model: $(MARKER)  ## Run the tests that need a pretrained model (TUTELAGE_MODELS names the folder)
 	$(BIN)/python -m pytest -q -m real_model

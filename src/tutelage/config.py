@@ -302,6 +302,9 @@ class Train:
     shard: Literal["none", "student", "both"] = "none"
     """With several processes: what is cut over them, so that each holds a part of the weights, gradients and optimiser
     state (docs/scale.md): nothing, the student, or student and teacher."""
+    shard_within: Literal["run", "host"] = "run"
+    """With `shard`: `run` cuts models over all processes; `host` over those of each host, so that every host holds all
+    parts: more memory, and between hosts only the gradients are summed."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     dropout: bool = False

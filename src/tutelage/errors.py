@@ -34,6 +34,6 @@ class CheckpointError(TutelageError):
 
 
 class Stopped(TutelageError):
-    """The run was asked to stop and has saved; the same command goes on with it."""
+    """The run stopped before its end, asked to or by a fault around it; the same command goes on with it."""
 
     exit_status = 75

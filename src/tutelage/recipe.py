@@ -15,7 +15,8 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from tutelage.config import STRICT, Data, Evaluation, Model, Sampling, Teacher, TeacherCache, Train
+from tutelage.config import STRICT, Data, Evaluation, Model, Teacher, TeacherCache, Train
+from tutelage.config_sampler import Sampling
 from tutelage.errors import InputError
 from tutelage.methods import METHODS, SFT, Method
 from tutelage.methods.token_matching import TokenMatching

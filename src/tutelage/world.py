@@ -5,6 +5,8 @@ for its share of the sequences; what is small (rows, text, numbers, decisions) e
 take the same way and end in the same weights, whatever their number. Files are written by the first one alone.
 """
 
+import faulthandler
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +14,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from tutelage.errors import InputError, Stopped
+
 Value = TypeVar("Value")
+Part = TypeVar("Part")
 
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others before it takes them for lost; `TUTELAGE_TIMEOUT_MINUTES` changes it."""
@@ -45,13 +50,28 @@ class World:
         from torch import distributed
 
         found: list[Any] = [None] * self.size
-        distributed.all_gather_object(found, value)
+        with _talking():
+            distributed.all_gather_object(found, value)
         return found
 
     def collect(self, mine: Sequence[Value], count: int) -> list[Value]:
         """Put together what the processes found for their shares of `count` things, in the things' order."""
         shares = self.gather(list(mine))
         return [shares[at % self.size][at // self.size] for at in range(count)]
+
+    def shared(self, work: Callable[[Part], Value], parts: Sequence[Part]) -> list[Value]:
+        """Do some work on each part, every process on its share, and have all the results in all of them.
+
+        A process with one part less does the first one again, because a model that is cut over the processes makes
+        its passes in all of them at once.
+
+        >>> world().shared(len, ["a", "bcd"])
+        [1, 3]
+        """
+        mine, most = self.share(len(parts)), math.ceil(len(parts) / self.size)
+        places = [*mine, *[0] * (most - len(mine))]
+        found = self.agreed(lambda: [work(parts[place]) for place in places])
+        return self.collect(found[: len(mine)], len(parts))
 
     def any(self, flag: bool) -> bool:
         """Whether any process says yes."""
@@ -88,9 +108,10 @@ class World:
             return
         from torch import distributed
 
-        for work in [distributed.all_reduce(tensor, async_op=True) for tensor in tensors]:
-            assert work is not None
-            work.wait()
+        with _talking():
+            for work in [distributed.all_reduce(tensor, async_op=True) for tensor in tensors]:
+                assert work is not None
+                work.wait()
 
 
 def _outcome(action: Callable[[], Value]) -> tuple[Value | None, Exception | None]:
@@ -100,6 +121,7 @@ def _outcome(action: Callable[[], Value]) -> tuple[Value | None, Exception | Non
         return None, error
 
 
+_STDERR = 2
 _ALONE = World()
 _world = _ALONE
 
@@ -111,7 +133,12 @@ def world() -> World:
 
 @contextmanager
 def joined() -> Iterator[World]:
-    """Join the processes that torchrun started, for as long as this lasts. Within itself, or alone, it does nothing."""
+    """Join the processes that torchrun started, for as long as this lasts. Within itself, or alone, it does nothing.
+
+    Raises:
+        InputError: `TUTELAGE_TIMEOUT_MINUTES` is no time.
+        Stopped: another process died or gave no answer in time, or the way to it is cut.
+    """
     global _world
     if _world is not _ALONE or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield _world
@@ -122,12 +149,56 @@ def joined() -> Iterator[World]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    minutes = os.environ.get("TUTELAGE_TIMEOUT_MINUTES")
-    distributed.init_process_group(backend, timeout=timedelta(minutes=float(minutes)) if minutes else TIMEOUT)
-    _world = World(distributed.get_rank(), distributed.get_world_size())
+    with _lost_ones_named(limit()):
+        distributed.init_process_group(backend, timeout=limit())
+        _world = World(distributed.get_rank(), distributed.get_world_size())
+        try:
+            yield _world
+            distributed.barrier()  # a process that leaves while another still talks to it can bring that one down
+        finally:
+            _world = _ALONE
+            faulthandler.cancel_dump_traceback_later()
+            distributed.destroy_process_group()
+
+
+def limit() -> timedelta:
+    """How long a process waits for the others.
+
+    Raises:
+        InputError: `TUTELAGE_TIMEOUT_MINUTES` is no time.
+    """
+    given = os.environ.get("TUTELAGE_TIMEOUT_MINUTES")
     try:
-        yield _world
-        distributed.barrier()  # a process that leaves while another still talks to it can bring that one down
-    finally:
-        _world = _ALONE
-        distributed.destroy_process_group()
+        minutes = TIMEOUT / timedelta(minutes=1) if given is None else float(given)
+    except ValueError:
+        minutes = math.nan
+    if not 0 < minutes < math.inf:
+        raise InputError(f"TUTELAGE_TIMEOUT_MINUTES is '{given}'; give minutes, a number above 0, or leave it out")
+    return timedelta(minutes=minutes)
+
+
+@contextmanager
+def _talking() -> Iterator[None]:
+    """Around what waits for the others. A process that does not come back to it in time says where it stands."""
+    faulthandler.cancel_dump_traceback_later()
+    yield
+    faulthandler.dump_traceback_later(limit().total_seconds(), file=_STDERR)
+
+
+@contextmanager
+def _lost_ones_named(waited: timedelta) -> Iterator[None]:
+    """Say what it means that torch cannot reach the other processes, in place of its error."""
+    from torch.distributed import DistError
+
+    try:
+        yield
+    except RuntimeError as error:
+        of_gloo = "gloo" in str(error) and "enforce fail" not in str(error)  # which is a mistake of ours
+        if not (of_gloo or isinstance(error, DistError)):
+            raise
+        cause = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]
+        raise Stopped(
+            f"the other processes of the run cannot be reached ({cause}): one has ended or hangs, or the network is "
+            "down; what they print says more. The same command goes on from the last checkpoint. A process waits "
+            f"{waited / timedelta(minutes=1):g} minutes for the others (TUTELAGE_TIMEOUT_MINUTES)"
+        ) from error

@@ -25,7 +25,9 @@ def test_text_is_written_once_for_all_metrics(monkeypatch: pytest.MonkeyPatch) -
     Divergences(texts=("student_text", "teacher_text")).measure(looked_at)
     assert sorted(writers) == ["student", "teacher"]
     for one, other in zip(alone, together, strict=True):
-        assert {n: s.measurement() for n, s in one.scores.items()} == {n: s.measurement() for n, s in other.scores.items()}
+        assert {n: s.measurement() for n, s in one.scores.items()} == {
+            n: s.measurement() for n, s in other.scores.items()
+        }
 
 
 def test_other_text_is_written_for_another_seed_length_writer_or_rows() -> None:

@@ -77,7 +77,7 @@ class TestAtTheStart:
             ServedTeacher(spec(folder, url=url, patience=0.7), said.append)
         assert time.monotonic() - begun < 3
         assert len(said) == 1
-        assert "waiting for the teacher at" in said[0]
+        assert "waiting for the server at" in said[0]
 
     def test_it_comes_up_later(self, folder: Path) -> None:
         server = Reference(folder / "llama-teacher")

@@ -179,16 +179,16 @@ def test_a_run_whose_capture_was_killed_ends_with_the_same_bits(
     small_shards(monkeypatch)
     whole = train(recipe(tmp_path, output=str(tmp_path / "whole")), **SILENT)
     killed = recipe(tmp_path, output=str(tmp_path / "killed"))
-    original, written = ScoreStore.add, []
+    original, written = ScoreStore.write, []
 
-    def add(self, keys, records) -> None:
+    def write(self, keys, records):
         if len(written) == 2:
             raise KeyboardInterrupt
         written.append(keys)
-        original(self, keys, records)
+        return original(self, keys, records)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ScoreStore, "add", add)
+        patch.setattr(ScoreStore, "write", write)
         with pytest.raises(KeyboardInterrupt):
             train(killed, **SILENT)
     assert len(list(cache_of(killed).glob("shard-*"))) == 2

@@ -1,5 +1,6 @@
 """`tutelage cache`: have the teacher read a recipe's fixed text before the run, and repair what is damaged."""
 
+from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -15,13 +16,14 @@ from tutelage.training.fixed_text import check_cache, fixed_text
 from tutelage.training.setup import check_text, student_tokenizer
 from tutelage.training.teacher_cache import TeacherAtHand, TeacherCache
 from tutelage.training.texts import Reader, read_texts
+from tutelage.world import joined, world
 
 
 def cache(recipe: Recipe) -> None:
     """Capture what the teacher says of the recipe's fixed text; `train` with the same recipe then reads it.
 
     What is captured already is kept, what is damaged is captured anew. The student's weights are not read. It may be
-    ended at any moment: all shards but the one in progress stay.
+    ended at any moment: all shards but those in progress stay. Processes that torchrun started share the work.
 
     Args:
         recipe: with a `teacher_cache.kind`.
@@ -33,6 +35,12 @@ def cache(recipe: Recipe) -> None:
     if recipe.teacher_cache.kind is None or recipe.teacher is None:
         raise InputError("the recipe keeps nothing of its teacher: add --teacher-cache.kind hidden (or top-k)")
     check_cache(recipe)
+    with joined():
+        _cache(recipe)
+
+
+def _cache(recipe: Recipe) -> None:
+    assert recipe.teacher is not None
     tokenizer = student_tokenizer(recipe)
     teacher = TeacherAtHand(recipe, device_of(recipe.student.device, "student"))
     student = load_skeleton(recipe.student, "student", tokenizer=tokenizer, teacher=teacher.model)
@@ -49,7 +57,8 @@ def cache(recipe: Recipe) -> None:
         before = found.capture(text)
         task = bar.add_task("tokens", total=before.tokens, completed=before.tokens - before.missing_tokens)
         found.complete(text, lambda more: bar.advance(task, more))
-    print(f"{before.rows:,} rows, {before.tokens:,} tokens, {readable(found.store.size)} in {found.folder}")
+    if world().is_main:
+        print(f"{before.rows:,} rows, {before.tokens:,} tokens, {readable(found.store.size)} in {found.folder}")
 
 
 class _Rate(ProgressColumn):
@@ -66,4 +75,5 @@ def _bar() -> Progress:
         TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
         _Rate(),
         TimeRemainingColumn(),
+        console=Console(quiet=not world().is_main),
     )

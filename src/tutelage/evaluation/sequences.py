@@ -1,6 +1,7 @@
 """What a model says of each token of given text, sequence by sequence, in the order in which the text was given."""
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from tutelage.losses import Head, linear_divergence, map_vocabulary
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.teachers import Teacher
 from tutelage.rollouts.rollout import Rollout
+from tutelage.world import world
 
 Done = Callable[[int], None]
 
@@ -17,7 +19,7 @@ Done = Callable[[int], None]
 def per_sequence(
     measure: Callable[[Rollout], Tensor], rollout: Rollout, micro_batch_tokens: int, done: Done = lambda more: None
 ) -> list[Tensor]:
-    """Measure something at every masked token of some text.
+    """Measure something at every masked token of some text; each process of a run does its share of it.
 
     Args:
         measure: takes a part of the text, returns `[positions, …]`.
@@ -28,11 +30,15 @@ def per_sequence(
     Returns:
         For each sequence what was found at its tokens, `[positions, …]`, float64 on the CPU.
     """
-    found: dict[int, Tensor] = {}
-    for rows in rollout.micro_batch_rows(micro_batch_tokens):
+
+    def measured(rows: Sequence[int]) -> list[Tensor]:
         part = rollout.select(rows)
-        found |= zip(rows, measure(part).double().cpu().split(list(part.positions_of)), strict=True)
+        values = measure(part).double().cpu().split(list(part.positions_of))
         done(len(rows))
+        return list(values)
+
+    parts = rollout.micro_batch_rows(micro_batch_tokens)
+    found = dict(zip(chain(*parts), chain(*world().shared(measured, parts)), strict=True))
     return [found[row] for row in range(len(rollout))]
 
 

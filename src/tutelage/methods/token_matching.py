@@ -116,7 +116,8 @@ def token_matching_terms(
     there is nothing right about that text that the student could learn by repeating it (it collapses).
 
     Args:
-        rollout: a micro-batch; no gradient goes through how it was written.
+        rollout: a micro-batch; no gradient goes through how it was written. Importance weights that came with it
+            multiply its positions.
         student: receives gradients.
         teacher: receives none.
         divergence: a name such as `jsd(0.5)`, or a function as `linear_divergence` takes it.
@@ -128,6 +129,9 @@ def token_matching_terms(
     import torch
 
     weights = torch.tensor(position_weights(rollout, reduction), device=student.device, dtype=torch.float64)
+    importance = _importance(rollout, student)
+    if importance is not None:
+        weights = weights * importance
     shares = torch.tensor(
         [
             0.0 if writer == "student" else cross_entropy
@@ -148,7 +152,22 @@ def token_matching_terms(
         temperature=temperature,
         vocabulary=vocabulary,
     )
-    return Terms({"student": scores.total}, comparison_metrics(scores))
+    metrics = comparison_metrics(scores)
+    if importance is not None:
+        metrics["importance_weight"] = importance.sum()
+    return Terms({"student": scores.total}, metrics)
+
+
+def _importance(rollout: Rollout, student: LanguageModel) -> Tensor | None:
+    """The importance weight of each position, for text that an older student wrote; `None` where there are none."""
+    import torch
+
+    from tutelage.rollouts.rollout import LOG_WEIGHT
+
+    if LOG_WEIGHT not in rollout.values:
+        return None
+    logs = rollout.masked(rollout.values[LOG_WEIGHT])
+    return torch.tensor(logs, device=student.device, dtype=torch.float64).exp()
 
 
 def comparison_metrics(scores: Scores) -> dict[str, Tensor]:

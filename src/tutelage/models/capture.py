@@ -6,11 +6,14 @@ interrupted goes on with the same micro-batches, and ends with the same bits.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from tutelage.models.kept_scores import Kind
 from tutelage.models.score_store import ScoreStore, row_keys
 from tutelage.models.teachers import LocalTeacher
 from tutelage.rollouts.rollout import Rollout
+from tutelage.sealing import Seal
+from tutelage.world import world
 
 SHARD_BYTES = 64 * 2**20
 """About how large a shard is: what a kill can lose, and what is in memory while one is written."""
@@ -67,24 +70,32 @@ class Capture:
         micro_batch_tokens: int,
         on_progress: Callable[[int], None] = lambda tokens: None,
     ) -> None:
-        """Score what is missing.
+        """Score what is missing: each process of a run scores and writes its share of the shards, the first one lists
+        them, and the others have to open the store anew.
 
         Args:
-            store: takes the rows; each shard is on the disk before the next one begins.
+            store: takes the rows; each shard is on the disk before the process begins another one.
             teacher: reads the text.
             kind: what is kept.
             micro_batch_tokens: tokens (padding included) in one forward pass.
             on_progress: told the number of tokens done, shard by shard; what it raises ends the capture.
         """
-        for shard in self.shards:
-            if not shard.missing:
-                continue
-            part = self.text.select(shard.missing)
+        everyone, waiting = world(), [shard.missing for shard in self.shards if shard.missing]
+
+        def write(missing: tuple[int, ...]) -> tuple[str, Seal]:
+            part = self.text.select(missing)
             records = {}
             for rows in part.micro_batch_rows(micro_batch_tokens):
                 records |= dict(zip(rows, kind.records(teacher, part.select(rows)), strict=True))
-            store.add([self.keys[row] for row in shard.missing], [records[row] for row in range(len(part))])
-            on_progress(part.positions)
+            return store.write([self.keys[row] for row in missing], [records[row] for row in range(len(part))])
+
+        everyone.main_does(lambda: store.enter({}))
+        for first in range(0, len(waiting), everyone.size):
+            together = waiting[first : first + everyone.size]
+            mine = [together[place] for place in everyone.share(len(together))]
+            files = everyone.collect(everyone.agreed(partial(list, map(write, mine))), len(together))
+            everyone.main_does(partial(store.enter, dict(files)))
+            on_progress(sum(self._count(list(missing)) for missing in together))
 
     def _count(self, rows: list[int]) -> int:
         positions = self.text.positions_of

@@ -131,6 +131,6 @@ def _problem(ids: NDArray, logp: NDArray, own: NDArray, known: int) -> str | Non
 
 def _wrong(completion: Completion, problem: str) -> InputError:
     return InputError(
-        f"the teacher's server answers with scores that cannot be right: {problem} (request {completion.get('id')}); "
+        f"the server answers with scores that cannot be right: {problem} (request {completion.get('id')}); "
         "nothing of it was used"
     )

@@ -99,22 +99,37 @@ class ScoreStore:
             keys: the rows' keys.
             records: their tensors, the same names in each.
         """
+        if not self._files:
+            self.enter({})
+        self.enter(dict([self.write(keys, records)]))
+
+    def write(self, keys: Sequence[bytes], records: Sequence[Record]) -> tuple[str, Seal]:
+        """Write rows as one shard, as `add` does, without listing it: several processes may, each its own shards.
+
+        Returns:
+            Name and seal of the file, for `enter`.
+        """
         name = f"shard-{hashlib.blake2b(b''.join(keys), digest_size=8).hexdigest()}.safetensors"
         tensors = {"keys": torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8)}
         for column in records[0]:
             parts = [record[column] for record in records]
             tensors[column] = torch.cat(parts).contiguous()
             tensors[f"ends/{column}"] = torch.tensor([len(part) for part in parts]).cumsum(0)
-        self.add_file(name, tensors)
-        self._index(name)
+        return name, self._written(name, tensors)
+
+    def enter(self, files: Mapping[str, Seal]) -> None:
+        """List shards that were written; without any, the folder is known to be ours from now on."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._files |= files
+        self._write_manifest()
+        for name in files:
+            self._index(name)
 
     def add_file(self, name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any] | None = None) -> None:
         """Write a file of its own, with notes for JSON; it is on the disk, and listed, when this returns."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not self._files:  # from now on the folder is known to be ours
-            self._write_manifest()
-        about = {"notes": json.dumps(notes or {})}
-        self._files[name] = write_whole(self.folder / name, lambda path: save_file(dict(tensors), path, metadata=about))
+        if not self._files:
+            self.enter({})
+        self._files[name] = self._written(name, tensors, notes)
         self._write_manifest()
 
     def file(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -136,6 +151,10 @@ class ScoreStore:
             start = 0 if row == 0 else int(ends[row - 1])
             record[column] = shard.get_slice(column)[start : int(ends[row])]
         return record
+
+    def _written(self, name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any] | None = None) -> Seal:
+        about = {"notes": json.dumps(notes or {})}
+        return write_whole(self.folder / name, lambda path: save_file(dict(tensors), path, metadata=about))
 
     def _index(self, name: str) -> None:
         with safe_open(self.folder / name, framework="pt") as shard:

@@ -45,7 +45,7 @@ class Tokenized(TypedDict):
     tokens: list[int]
 
 
-_MODELS, _TOKENIZED = TypeAdapter(Models), TypeAdapter(Tokenized)
+MODELS, _TOKENIZED = TypeAdapter(Models), TypeAdapter(Tokenized)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Probes:
         Raises:
             InputError: it is not what is needed.
         """
-        served = {one["id"]: one.get("max_model_len") for one in (await server.ask("/models", None, _MODELS))["data"]}
+        served = {one["id"]: one.get("max_model_len") for one in (await server.ask("/models", None, MODELS))["data"]}
         if self._model not in served:
             raise InputError(
                 f"the server at {server.url} does not serve '{self._model}', but {', '.join(served) or 'nothing'}; "

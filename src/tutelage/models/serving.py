@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from tutelage import config
+from tutelage.config_sampler import Sampling
 from tutelage.errors import InputError
 from tutelage.redaction import redacted_text
 
@@ -40,12 +41,17 @@ class Passing(Exception):
     Args:
         problem: what happened.
         wait: seconds to wait before the next attempt; `None` leaves it to the rising waits.
-        busy: whether the server only has too much to do.
+        status: of HTTP, where there was an answer.
     """
 
-    def __init__(self, problem: str, wait: float | None = None, busy: bool = False) -> None:
+    def __init__(self, problem: str, wait: float | None = None, status: int | None = None) -> None:
         super().__init__(problem)
-        self.wait, self.busy = wait, busy
+        self.wait, self.status = wait, status
+
+    @property
+    def busy(self) -> bool:
+        """Whether the server only has too much to do."""
+        return self.status == 429
 
 
 class Refused(InputError):
@@ -86,17 +92,17 @@ class Server:
         status = response.status_code
         if status in PASSING or status >= 500:
             wait = _seconds(response.headers.get("Retry-After"))
-            raise Passing(f"HTTP {status}: {_message(response)}", wait, busy=status == 429)
+            raise Passing(f"HTTP {status}: {_message(response)}", wait, status)
         if status >= 300:
-            raise Refused(f"the teacher's server at {address} refuses a request (HTTP {status}: {_message(response)})")
+            raise Refused(f"the server at {address} refuses a request (HTTP {status}: {_message(response)})")
         try:
             return shape.validate_json(response.content)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = ".".join(map(str, first["loc"])) or "the whole of it"
             raise InputError(
-                f"the teacher's server at {address} answers otherwise than expected ({place}: {first['msg']}; it "
-                f"begins: {_cut(response.text, 80)}); look at teacher.url, and at the server's own log"
+                f"the server at {address} answers otherwise than expected ({place}: {first['msg']}; it begins: "
+                f"{_cut(response.text, 80)}); look at its url in the recipe, and at the server's own log"
             ) from None
 
     async def _send(self, address: str, body: Json | None) -> "httpx.Response":
@@ -121,19 +127,19 @@ class Servers:
     check before it is asked again; the request itself is tried again, elsewhere where there is another one.
 
     Args:
-        spec: `url`, `concurrency`, `timeout`, `patience` and `key_variable` of a teacher.
+        spec: `url`, `concurrency`, `timeout`, `patience` and `key_variable` of a recipe's section.
         report: told now and then what is waited for.
 
     Raises:
         InputError: the extra 'served' is not installed.
     """
 
-    def __init__(self, spec: config.Teacher, report: Callable[[str], None]) -> None:
+    def __init__(self, spec: config.Teacher | Sampling, report: Callable[[str], None]) -> None:
         try:
             import httpx
             import stamina  # noqa: F401
         except ImportError:
-            raise InputError("teacher.url asks a server, which needs: pip install 'tutelage[served]'") from None
+            raise InputError("asking a server (url) needs: pip install 'tutelage[served]'") from None
         secret = os.environ.get(spec.key_variable)
         logging.getLogger("stamina").addHandler(logging.NullHandler())  # what it says by default says nothing here
         self.report, self._patience, self._said = report, spec.patience, -float("inf")
@@ -147,7 +153,7 @@ class Servers:
         self._check: Callable[[Server], Awaitable[None]] | None = None
         self._slots = asyncio.Semaphore(spec.concurrency)
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True, name="teacher").start()
+        threading.Thread(target=self._loop.run_forever, daemon=True, name="servers").start()
 
     def run(self, work: Coroutine[Any, Any, Value]) -> Value:
         """Do something in the thread that talks to the servers, and wait for it; leaving earlier ends it there."""
@@ -237,12 +243,12 @@ class Servers:
                         return await action()
         except TimeoutError:
             pass
-        raise ConnectionError(f"the teacher at {urls} gave no answer within {patience:g} s (last: {last})")
+        raise ConnectionError(f"the server at {urls} gave no answer within {patience:g} s (last: {last})")
 
     def _tell(self, urls: str, problem: str) -> None:
         if time.monotonic() - self._said > LONGEST_WAIT:
             self._said = time.monotonic()
-            self.report(f"note: waiting for the teacher at {urls} ({problem})")
+            self.report(f"note: waiting for the server at {urls} ({problem})")
 
 
 async def all_of(work: Sequence[Coroutine[Any, Any, Value]]) -> list[Value]:

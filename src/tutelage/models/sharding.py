@@ -5,29 +5,32 @@ the backward pass leaves each process its part of the gradient's *sum* over the 
 the same number of passes; writing text, which takes each process its own number of steps, is done with whole weights.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from tutelage.errors import InputError
-from tutelage.world import world
+from tutelage.world import limit, world
 
 
-def shard(model: PreTrainedModel, role: str) -> PreTrainedModel:
+def shard(model: PreTrainedModel, role: str, within: Literal["run", "host"] = "run") -> PreTrainedModel:
     """Cut a decoder-only model over all processes of the run, in place; alone, leave it as it is.
 
     Args:
         model: the whole model, the same in every process.
         role: whose model it is, for messages.
+        within: cut it over the whole run, or over the processes of each host, the hosts holding the same.
 
     Raises:
-        InputError: it is an encoder-decoder model, or has an adapter.
+        InputError: it is an encoder-decoder model, or has an adapter; or hosts have different numbers of processes.
     """
     if world().size == 1:
         return model
@@ -36,7 +39,8 @@ def shard(model: PreTrainedModel, role: str) -> PreTrainedModel:
             f"train.shard cuts plain decoder-only models, and the {role} is a {type(model).__name__}; leave "
             "train.shard out, so that every process holds it whole"
         )
-    mesh = init_device_mesh(next(model.parameters()).device.type, (world().size,))
+    device = next(model.parameters()).device.type
+    mesh = _hosts(device) if within == "host" else init_device_mesh(device, (world().size,))
     layers = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     embedding = model.get_input_embeddings()
@@ -54,6 +58,21 @@ def shard(model: PreTrainedModel, role: str) -> PreTrainedModel:
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
     return model
+
+
+def _hosts(device: str) -> DeviceMesh:
+    """Hosts × the processes of a host: tensors are repeated along the first dimension, and cut along the second."""
+    everyone = world()
+    sizes = everyone.gather(int(os.environ.get("LOCAL_WORLD_SIZE", everyone.size)))
+    if len(set(sizes)) > 1:
+        raise InputError(
+            f"train.shard_within is host, and hosts have {min(sizes)} to {max(sizes)} processes; start as many on "
+            "each, or leave train.shard_within out"
+        )
+    ranks = torch.arange(everyone.size).view(-1, sizes[0])
+    both_ways = (ranks.mT.tolist(), ranks.tolist())
+    groups: list[Any] = [distributed.new_subgroups_by_enumeration(way, timeout=limit())[0] for way in both_ways]
+    return DeviceMesh.from_group(groups, device, ranks, mesh_dim_names=("hosts", "processes"))
 
 
 def _cut_the_rest(model: nn.Module, mesh: DeviceMesh) -> None:

@@ -37,7 +37,8 @@ class Reward:
     `classifier` (probability of a label for prompt and response, as of an entailment model), `similarity` (cosine of
     the embeddings of response and reference), `judge` (a served model's mark, 0 to 1), `function` (your own)."""
     function: str | None = None
-    """function: `module:function`, which takes prompts, responses and references, and returns a number for each."""
+    """function: `module:function`, which takes prompts, responses and references, and returns a number for each; in a
+    run of several processes each calls it with its share of them."""
     answer: str | None = None
     """exact_answer: how the answer is read, as `evaluation.answer`; `null` is the whole text."""
     model: str | None = None

@@ -8,6 +8,9 @@ Ids = tuple[int, ...]
 Writer = Literal["data", "teacher", "student", "mixed", "text"]
 Values = tuple[tuple[float, ...], ...]
 
+LOG_WEIGHT = "log_importance_weight"
+"""The values of a rollout by which its positions are weighed: logarithms, so that 0 leaves a position as it is."""
+
 
 @dataclass(frozen=True)
 class Rollout:

@@ -24,9 +24,7 @@ class TextStore:
         self.path = path
         self._fingerprint = fingerprint
         self._header = json.dumps({"fingerprint": fingerprint}) + "\n"
-        self._responses: dict[Ids, Ids] = {}
-        if path.exists():
-            self._read()
+        self._responses: dict[Ids, Ids] = world().main_does(self._read)  # which may mend the file
 
     def __len__(self) -> int:
         """Number of prompts with a response."""
@@ -50,12 +48,14 @@ class TextStore:
             for prompt, response in zip(rollout.prompts, rollout.responses, strict=True):
                 file.write(json.dumps({"prompt": prompt, "response": response}) + "\n")
 
-    def _read(self) -> None:
+    def _read(self) -> dict[Ids, Ids]:
         """Read the file; a last line that a kill cut short is cut off the file too."""
+        if not self.path.exists():
+            return {}
         content = self.path.read_text(encoding="utf-8")
         if len(content) < len(self._header) and self._header.startswith(content):  # cut short in its first line
             self.path.unlink()
-            return
+            return {}
         lines = content.splitlines(keepends=True)
         found = self._record(1, lines[0]).get("fingerprint")
         if not lines[-1].endswith("\n"):
@@ -67,9 +67,8 @@ class TextStore:
                 f"{self.path} holds text that was written otherwise (different: {', '.join(different)}); "
                 "move it away to have it written anew"
             )
-        for number, line in enumerate(lines[1:], start=2):
-            row = self._record(number, line)
-            self._responses[tuple(row["prompt"])] = tuple(row["response"])
+        rows = [self._record(number, line) for number, line in enumerate(lines[1:], start=2)]
+        return {tuple(row["prompt"]): tuple(row["response"]) for row in rows}
 
     def _record(self, number: int, line: str) -> dict[str, Any]:
         try:

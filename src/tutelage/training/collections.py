@@ -54,6 +54,10 @@ class Collections:
         text_rows = self._objective.plan.text_rows
         return joined([rollout, self._setup.text_batch(step, text_rows)]) if text_rows else rollout
 
+    def age(self, step: int) -> int:
+        """Return how many optimiser steps the student has made since the text of a step was sampled."""
+        return step % self._steps
+
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Hand the values of an evaluation to the sampler."""
         self._sampler.observe(metrics)

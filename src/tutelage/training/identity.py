@@ -14,10 +14,12 @@ from tutelage.recipe import Recipe, dump_recipe, parse_yaml, recipe_of
 from tutelage.training.setup import Setup, needs_teacher
 
 CHANGEABLE = ("train.steps", "train.epochs", "train.save_every", "train.log_every", "train.keep_checkpoints",
-              "train.keep_best", "train.trackers", "train.micro_batch_tokens", "train.shard", "train.on_nonfinite",
-              "train.nonfinite_budget", "train.alarms", "evaluation", "teacher_cache.folder", "output",
+              "train.keep_best", "train.trackers", "train.micro_batch_tokens", "train.shard",
+              "train.shard_within", "train.on_nonfinite", "train.nonfinite_budget", "train.alarms", "evaluation",
+              "teacher_cache.folder", "output",
               "teacher.url", "teacher.concurrency", "teacher.timeout", "teacher.patience",
-              "teacher.key_variable")  # fmt: skip
+              "teacher.key_variable", "sampler.url", "sampler.weights_folder", "sampler.tolerance",
+              "sampler.concurrency", "sampler.timeout", "sampler.patience", "sampler.key_variable")  # fmt: skip
 """Keys that may differ when a run is resumed: they do not change what is learnt at a step."""
 FIXED = ("method.name", "student.model", "student.from_config", "student.from_teacher")
 """Keys that cannot be allowed to differ: the checkpoint would not fit."""

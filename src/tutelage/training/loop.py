@@ -108,6 +108,8 @@ class Loop:
         finally:
             for tracker in (*self._trackers, self._samples):
                 tracker.close()
+            if self._setup.servers is not None:
+                self._setup.servers.close()
         return self._evaluations
 
     def _go_on(self) -> None:
@@ -215,8 +217,16 @@ class Loop:
             "response_length": sum(lengths) / len(lengths),
             "ended": ended / len(lengths),
             "student_text": written / len(rollout),
+            **self._staleness(step, written),
             "seconds": dict(self._seconds),
         }
+
+    def _staleness(self, step: int, written: int) -> dict[str, int]:
+        """Optimiser steps that the student has made since the weights that wrote the text, where servers have them."""
+        servers = self._setup.servers
+        if servers is None or not written:
+            return {}
+        return {"rollout_staleness": servers.behind + self._collections.age(step)}
 
     def _evaluate(self) -> None:
         validation = self._setup.texts.validation

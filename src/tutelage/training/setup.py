@@ -23,12 +23,22 @@ from tutelage.models.vocabulary import shared_vocabulary
 from tutelage.recipe import Recipe
 from tutelage.rollouts.mixed import MixedSampler
 from tutelage.rollouts.rollout import Rollout
-from tutelage.rollouts.samplers import DataSampler, FreshTeacherSampler, Sources, StudentSampler, TeacherSampler
+from tutelage.rollouts.samplers import (
+    DataSampler,
+    FreshTeacherSampler,
+    Sampler,
+    Sources,
+    StudentSampler,
+    TeacherSampler,
+)
+from tutelage.rollouts.served import ServedStudentSampler
+from tutelage.rollouts.student_servers import StudentServers
 from tutelage.training.bridging import bridge_line, bridged_teacher, check_bridge
 from tutelage.training.disk import check_room
 from tutelage.training.dropout import without_dropout
 from tutelage.training.fixed_text import check_cache, teacher_text
 from tutelage.training.served import check_served, fewest_positions, is_served, served_teacher, shared_with
+from tutelage.training.served_sampling import check_sampling, check_servable, fewest, student_servers
 from tutelage.training.teacher_cache import cached_teacher
 from tutelage.training.texts import Read, Reader, Texts, describe_counts, read, read_texts
 from tutelage.training.tracking import check_installed
@@ -49,6 +59,8 @@ class Setup:
     texts: Texts
     order: Order
     steps: int
+    servers: StudentServers | None = None
+    """Those that write the student's text, where this process does not."""
 
     def text_batch(self, step: int, rows: int) -> Rollout:
         """Rows of plain text for one step: the first token is the prompt, the rest the response."""
@@ -74,13 +86,18 @@ class Setup:
             assert self.teacher.model is not None
             return FreshTeacherSampler(self.teacher.model, fitting(decoding), seed, vocabulary)
 
-        def by_both(decoding, teacher_share: float, samples: int = 1) -> MixedSampler:
+        def by_both(decoding, teacher_share: float, samples: int = 1) -> Sampler:
+            if self.servers is not None:  # the teacher's share is 0, as was checked
+                return by_student(decoding, samples)
             assert self.teacher is not None
             teacher = self.teacher.model
             assert teacher is not None
             return MixedSampler(self.student, teacher, teacher_share, fitting(decoding), seed, vocabulary, samples)
 
-        def by_student(decoding, samples: int = 1) -> StudentSampler:
+        def by_student(decoding, samples: int = 1) -> Sampler:
+            if self.servers is not None:
+                tokens = self.recipe.train.micro_batch_tokens
+                return ServedStudentSampler(self.student, self.servers, decoding, seed, vocabulary, samples, tokens)
             return StudentSampler(self.student, fitting(decoding), seed, vocabulary, samples)
 
         return Sources(
@@ -154,15 +171,17 @@ def prepare(recipe: Recipe, report: Callable[[str], None], resume_from: Path | N
     tokenizer = student_tokenizer(recipe)
     check_room(recipe, tokenizer)
     served = served_teacher(recipe, report)
+    servers = student_servers(recipe, tokenizer, report)
     teacher_model = _teacher_model(recipe)
     student_spec = recipe.student
     if resume_from is not None:
         student_spec = model_of_checkpoint(recipe, resume_from)
     student_model = load_model(student_spec, "student", seed=recipe.seed, tokenizer=tokenizer, teacher=teacher_model)
+    check_servable(recipe, student_model)
     student = LanguageModel(student_model, stop_ids(student_model, tokenizer))
     if recipe.train.shard != "none":
-        shard(student_model, "student")
-    room = fewest_positions(positions(student_model, teacher_model), served)
+        shard(student_model, "student", recipe.train.shard_within)
+    room = fewest(fewest_positions(positions(student_model, teacher_model), served), servers and servers.max_length)
     reader = Reader(tokenizer, student.stop_ids, student.is_encoder_decoder, room)
     texts = read_texts(recipe, reader, rows)
     report(f"student: {_size(student_model)}" + (f" · teacher: {_size(teacher_model)}" if teacher_model else ""))
@@ -176,7 +195,7 @@ def prepare(recipe: Recipe, report: Callable[[str], None], resume_from: Path | N
     _ready_for_training(recipe, student_model)
     order = Order(rows=len(texts.train), seed=recipe.seed)
     steps = total_steps(recipe, len(texts.train))
-    return Setup(recipe, Path(recipe.output), tokenizer, student, teacher, vocabulary, texts, order, steps)
+    return Setup(recipe, Path(recipe.output), tokenizer, student, teacher, vocabulary, texts, order, steps, servers)
 
 
 def first_checks(recipe: Recipe) -> list[Callable[[], object]]:
@@ -186,6 +205,7 @@ def first_checks(recipe: Recipe) -> list[Callable[[], object]]:
         partial(check_bridge, recipe),
         partial(check_cache, recipe),
         partial(check_served, recipe),
+        partial(check_sampling, recipe),
         partial(answer_reader, recipe.evaluation.answer),
         partial(check_installed, recipe.train.trackers),
         partial(_check_dtype, recipe.student),
@@ -263,11 +283,11 @@ def _teacher(
         bridged = bridged_teacher(recipe, model, own, student, tokenizer, rows, texts)
         report(f"vocabulary: {bridge_line(bridged)}")
         if recipe.train.shard == "both":
-            shard(model, "teacher")
+            shard(model, "teacher", recipe.train.shard_within)
         return bridged, None
     teacher = LocalTeacher(LanguageModel(model, stop_ids(model, own)), student.device)
     if recipe.train.shard == "both":
-        shard(model, "teacher")
+        shard(model, "teacher", recipe.train.shard_within)
     shared = shared_vocabulary(tokenizer, own, student.head.vocabulary, teacher.head.vocabulary)
     if shared.note:
         report(f"vocabulary: {shared.note}")

@@ -2,12 +2,13 @@
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -29,8 +30,10 @@ from tutelage.rollouts.rollout import Rollout
 from tutelage.training.disk import readable
 from tutelage.training.fixed_text import autocast, fixed_text, needs_weights
 from tutelage.training.texts import Texts
+from tutelage.world import world
 
 _SECONDS = 10.0  # between two lines about a capture that goes on
+_SECONDS_BETWEEN_QUESTIONS = 0.2  # whether another run has finished capturing
 
 Report = Callable[[str], None]
 
@@ -99,7 +102,7 @@ class TeacherCache:
         return plan_capture(text, self.store, self._kind.bytes_a_token(head.shape[1], head.dtype.itemsize))
 
     def complete(self, text: Rollout, on_progress: Callable[[int], None] | None = None) -> None:
-        """Capture what is missing. Where another process is at it, wait for that one first.
+        """Capture what is missing, all processes of the run together. Where another run is at it, wait for that first.
 
         Args:
             text: all fixed text of the run.
@@ -108,14 +111,16 @@ class TeacherCache:
         Raises:
             InputError: the disk cannot hold it.
         """
-        if self.whole and not self.capture(text).missing_tokens:
+        everyone = world()
+        if not everyone.any(not self.whole or self.capture(text).missing_tokens > 0):
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / ".capture.lock"):
-            self.store = self._opened()
+        with _only_capture(self.folder):
+            self.store = everyone.agreed(self._opened)
             missing = self.capture(text)
             if not self.whole or missing.missing_tokens:
                 self._run(missing, on_progress or self._lines(missing.missing_tokens))
+                if not everyone.is_main:
+                    self.store = self._opened()
 
     def size(self, text: Capture) -> int:
         """Return the bytes that what is missing will take, at most."""
@@ -131,16 +136,11 @@ class TeacherCache:
 
     def _run(self, missing: Capture, on_progress: Callable[[int], None]) -> None:
         size, tokens = self.size(missing), missing.missing_tokens
-        free = shutil.disk_usage(self.folder).free
-        if size > free:
-            raise InputError(
-                f"the teacher cache needs {readable(size)} in {self.folder}, and {readable(free)} are free; name a "
-                "teacher_cache.folder on another disk, or choose teacher_cache.kind: top-k or a smaller dtype"
-            )
+        world().main_does(lambda: self._check_room(size))
         self._report(f"teacher cache: {tokens:,} of {missing.tokens:,} tokens to score, {readable(size)} at most")
-        local = self._teacher.local()
+        local = world().agreed(self._teacher.local)
         if not self.whole:
-            store_head(self.store, local.head)
+            world().main_does(lambda: store_head(self.store, local.head))
         start = time.perf_counter()
         with autocast(self._recipe, local.model.device):
             missing.run(self.store, local, self._kind, self._recipe.train.micro_batch_tokens, on_progress)
@@ -150,6 +150,14 @@ class TeacherCache:
             f"teacher cache: complete, {readable(self.store.size)} ({rows / missing.tokens:.0f} bytes a token), "
             f"{rate:,.0f} tokens a second"
         )
+
+    def _check_room(self, size: int) -> None:
+        free = shutil.disk_usage(self.folder).free
+        if size > free:
+            raise InputError(
+                f"the teacher cache needs {readable(size)} in {self.folder}, and {readable(free)} are free; name a "
+                "teacher_cache.folder on another disk, or choose teacher_cache.kind: top-k or a smaller dtype"
+            )
 
     def _opened(self) -> ScoreStore:
         if not self._repair:
@@ -174,6 +182,27 @@ class TeacherCache:
                 self._report(f"teacher cache: {done:,} of {tokens:,} tokens")
 
         return progress
+
+
+@contextmanager
+def _only_capture(folder: Path) -> Iterator[None]:
+    """Hold a cache against other runs, by the first process of this one; ask again until nobody else is at it."""
+    lock = FileLock(folder / ".capture.lock", blocking=False)
+
+    def acquired() -> bool:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            return False
+        return True
+
+    try:
+        while not world().main_does(acquired):
+            time.sleep(_SECONDS_BETWEEN_QUESTIONS)
+        yield
+    finally:
+        lock.release()
 
 
 def cached_teacher(

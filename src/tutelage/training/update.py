@@ -105,14 +105,16 @@ class Updater:
         """Add up the gradients of all micro-batches, each term divided by its units in the whole step."""
         everyone, units = world(), self._units(rollout)
         mine = rollout.select(_spread(rollout)) if everyone.size > 1 else rollout
-        sums, losses = self._share_of_gradients(rollout, mine, units, training, only)
-        losses = [loss for share in everyone.gather(losses) for loss in share]
+        share = self._share_of_gradients(rollout, mine, units, training, only)
+        shares = everyone.gather((*share, self._micro_batch.value))
+        self._micro_batch.value = min(size for _, _, size in shares)  # what fits everywhere
+        losses = [loss for _, found, _ in shares for loss in found]
         wrong = next((place for place, loss in enumerate(losses) if not math.isfinite(loss)), None)
         if wrong is not None:
             raise self._refusal(f"the loss is {losses[wrong]}", rollout, training, losses[: wrong + 1])
         total: Sums = defaultdict(float)
-        for share in everyone.gather(sums):
-            for name, value in share.items():
+        for sums, _, _ in shares:
+            for name, value in sums.items():
                 total[name] += value
         self._add_gradients(training)
         return total

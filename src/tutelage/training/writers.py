@@ -20,6 +20,8 @@ class Asked:
     """How text is written; `None` for the data's own."""
     samples: int = 1
     """Responses to a prompt."""
+    teacher_share: float = 0.0
+    """Of a mixture of teacher and student, how much of it the teacher is."""
 
 
 def asked_of(recipe: Recipe) -> list[Asked]:
@@ -29,8 +31,8 @@ def asked_of(recipe: Recipe) -> list[Asked]:
     """
     asked: list[Asked] = []
 
-    def note(writer: Writer, decoding: Decoding | None = None, samples: int = 1) -> Sampler:
-        asked.append(Asked(writer, decoding, samples))
+    def note(writer: Writer, decoding: Decoding | None = None, samples: int = 1, teacher_share: float = 0.0) -> Sampler:
+        asked.append(Asked(writer, decoding, samples, teacher_share))
         return DataSampler()
 
     recipe.method.sampler(
@@ -41,7 +43,7 @@ def asked_of(recipe: Recipe) -> list[Asked]:
             seed=recipe.seed,
             steps=1,
             fresh_teacher=lambda decoding: note("fresh_teacher", decoding),
-            mixed=lambda decoding, teacher_share, samples=1: note("mixed", decoding, samples),
+            mixed=lambda decoding, teacher_share, samples=1: note("mixed", decoding, samples, teacher_share),
         )
     )
     return asked
