@@ -8,6 +8,7 @@ take the same way and end in the same weights, whatever their number. Files are 
 import faulthandler
 import math
 import os
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,25 +82,25 @@ class World:
         """Do something that may fail in one process alone, without talking to the others meanwhile.
 
         Raises:
-            Exception: that of the first process in which it failed, in all of them.
+            Exception: that of the first process in which it failed, in all of them; a `RuntimeError` with its words
+                where the others could not read it.
         """
         if self.size == 1:
             return action()
         value, error = _outcome(action)
-        errors = [error for error in self.gather(error) if error is not None]
+        errors = [error for error in self.gather(_readable(error)) if error is not None]
         if errors:
-            raise errors[0]
+            raise errors[0] from error
         return value  # type: ignore[return-value]
 
     def main_does(self, action: Callable[[], Value]) -> Value:
         """Have the first process do something while the others wait; all get what it returns, or raises."""
         if self.size == 1:
             return action()
-        outcome = self.gather(_outcome(action) if self.is_main else None)[0]
-        assert outcome is not None
-        value, error = outcome
-        if error is not None:
-            raise error
+        value, error = _outcome(action) if self.is_main else (None, None)
+        value, told = self.gather((value, _readable(error)))[0]
+        if told is not None:
+            raise told from error
         return value  # type: ignore[return-value]
 
     def add(self, tensors: Iterable[Any]) -> None:
@@ -119,6 +120,15 @@ def _outcome(action: Callable[[], Value]) -> tuple[Value | None, Exception | Non
         return action(), None
     except Exception as error:
         return None, error
+
+
+def _readable(error: Exception | None) -> Exception | None:
+    """An error as the other processes can read it: its words alone where it does not survive the way."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 _STDERR = 2

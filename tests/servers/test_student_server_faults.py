@@ -100,6 +100,22 @@ class TestAtTheStart:
         with pytest.raises(InputError, match="HTTP 404"):
             servers_of(folder, tmp_path, server)
 
+    def test_weights_would_be_handed_over_in_somebody_s_folder(self, tmp_path: Path, folder: Path) -> None:
+        """A user's own model may be called `student`."""
+        (tmp_path / "student").mkdir()
+        (tmp_path / "student" / "config.json").write_text("{}")
+        with running(StudentReference(folder / "other")) as server:
+            with pytest.raises(InputError, match=r"student would be emptied .* holds config\.json.*weights_folder"):
+                servers_of(folder, tmp_path, server)
+            assert (tmp_path / "student" / "config.json").exists()
+
+    def test_what_a_run_that_was_killed_has_left_goes(self, tmp_path: Path, folder: Path) -> None:
+        left = tmp_path / "student" / "0123abcd-17"
+        left.mkdir(parents=True)
+        with running(StudentReference(folder / "other")) as server:
+            sampled(here(folder, "llama-student"), servers_of(folder, tmp_path, server), SHORT)
+        assert not left.exists()
+
     def test_check_says_so_too(self, tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         with running(StudentReference(folder / "other")) as server:
             run = recipe(folder, tmp_path / "run", "on-policy-kd", server)
@@ -201,6 +217,37 @@ class TestText:
         assert len(server.reloads) == 2 * reloads + 1
         for name, tensor in weights(tmp_path / "whole").items():
             assert torch.equal(weights(tmp_path / "rough")[name], tensor)
+
+    def test_one_that_starts_anew_while_the_other_writes_gets_them_too(self, tmp_path: Path, folder: Path) -> None:
+        """It rests after its fault, so that nobody asks it before the batch is written."""
+        with (
+            running(StudentReference(folder / "other")) as first,
+            running(StudentReference(folder / "other")) as second,
+        ):
+            servers, student = servers_of(folder, tmp_path, first, second), here(folder, "llama-student")
+            expected = sampled(student, servers, SHORT)
+
+            def die(request, answer):
+                first.restart()
+                return status(503)(request, answer)
+
+            reloads = len(first.reloads), len(second.reloads)
+            first.faults = [None, die]  # the first is for the weights of the day
+            assert sampled(student, servers, SHORT) == expected
+            assert not first.faults
+            assert (len(first.reloads), len(second.reloads)) == (reloads[0] + 2, reloads[1] + 1)
+            assert sampled(student, servers, SHORT) == expected
+
+    def test_one_that_starts_anew_between_two_batches_writes_with_the_weights_that_it_had(
+        self, tmp_path: Path, folder: Path
+    ) -> None:
+        with running(StudentReference(folder / "other")) as server:
+            servers, student = servers_of(folder, tmp_path, server, max_staleness=2), here(folder, "llama-student")
+            sampled(student, servers, SHORT, step=0)
+            expected = sampled(student, servers, SHORT, step=1)
+            server.restart()
+            assert sampled(student, servers, SHORT, step=1) == expected
+            assert servers.behind == 1
 
 
 def test_it_stops_with_75_when_the_server_is_gone_and_goes_on_with_the_same_student(

@@ -73,6 +73,11 @@ class Server:
     """When it last proved to serve the model."""
     checking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
+    @property
+    def failed(self) -> bool:
+        """Whether it has failed since it last proved to serve the model; it may have been started anew."""
+        return self.checked == -float("inf")
+
     async def ask(self, path: str, body: Json | None, shape: TypeAdapter[Value]) -> Value:
         """Ask once.
 

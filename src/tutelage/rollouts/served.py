@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from tutelage.config import Decoding
 from tutelage.data import Example
+from tutelage.evaluation.sequences import token_logps
 from tutelage.models.language_model import LanguageModel
 from tutelage.randomness import generator
 from tutelage.rollouts.decoding import evaluating, places_of, shared_out
 from tutelage.rollouts.rollout import LOG_WEIGHT, Ids, Rollout
 from tutelage.rollouts.samplers import Stateless, several
-from tutelage.rollouts.sampling import logp_of
 from tutelage.rollouts.served_text import read_response, request
 from tutelage.rollouts.state_weights import state_weights
 from tutelage.rollouts.student_servers import StudentServers
@@ -59,15 +59,9 @@ class ServedStudentSampler(Stateless):
     def _weighed(self, rollout: Rollout) -> Rollout:
         """Add the logarithm of each position's importance weight, under the student as it is now."""
         assert rollout.logps is not None
-        own: list[list[float]] = [[] for _ in range(len(rollout))]
-        head = self.student.head.gathered().narrow(self.vocabulary or self.student.head.vocabulary)
         with evaluating(self.student):
-            for rows in rollout.micro_batch_rows(self.micro_batch_tokens):
-                part = rollout.select(rows)
-                hidden, targets = self.student.hidden(part), self.student.targets(part)
-                pairs = zip(hidden.split(part.positions_of), targets.split(part.positions_of), strict=True)
-                for row, (states, tokens) in zip(rows, pairs, strict=True):
-                    own[row] = logp_of(head.logits(states), tokens).tolist()
+            found = token_logps(self.student, rollout, self.micro_batch_tokens, vocabulary=self.vocabulary)
+        own = [row.tolist() for row in found]
         weights = state_weights(own, rollout.logps, cap=self.servers.spec.importance_cap)
         logs = [[math.log(max(weight, sys.float_info.min)) for weight in row] for row in weights]
         return rollout.with_values(**{LOG_WEIGHT: logs})

@@ -5,14 +5,15 @@ A version of the weights is a folder that the servers read (`/collective_rpc` wi
 whatever request, is given the weights again before it is asked for text.
 """
 
+import re
 import secrets
 import shutil
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import TypeAdapter
@@ -43,6 +44,9 @@ CERTAIN = -0.01
 """Such a token has at least this log-probability, nats, where the distribution that is drawn from is told."""
 
 
+Value = TypeVar("Value")
+
+
 class Label(TypedDict):
     """The label of the weights that a server has."""
 
@@ -55,6 +59,7 @@ class Reset(TypedDict):
     success: bool
 
 
+_LABELS = re.compile(r"[0-9a-f]{8}-\d+")
 _LABEL, _RESET, _ANYTHING = TypeAdapter(Label), TypeAdapter(Reset), TypeAdapter(Any)
 
 
@@ -97,6 +102,7 @@ class StudentServers:
     ) -> None:
         assert spec.model is not None
         self.name, self.spec, self._folder = spec.model, spec, folder.absolute() / "student"
+        _check_emptiable(self._folder)
         self._probe: Ids = tuple(tokenizer.encode(TEXT, add_special_tokens=False)[:LONGEST])
         self._servers = Servers(spec, report)
         try:
@@ -130,6 +136,7 @@ class StudentServers:
         """
         self.behind = step - self._handed_over_at
         if self._version is not None and 0 < self.behind <= self.spec.max_staleness:
+            world().main_does(lambda: self._on_each(self._bring_up_to_date))  # one may have started anew meanwhile
             return
         logps = self._own_logps(student)
         if self._version is None:
@@ -142,13 +149,16 @@ class StudentServers:
     def write(self, bodies: Sequence[Mapping[str, Any]]) -> list[Written]:
         """Send requests for text; return the answers in their order.
 
+        Where a server starts anew meanwhile, and others have written all there was, everything is written again.
+
         Raises:
             InputError: a server refuses one, or has other weights afterwards than it was given.
             ConnectionError: one was not answered within `patience` seconds.
         """
-        written = self._servers.run(self._servers.ask("/completions", bodies, WRITTEN))
-        self._servers.run(self._servers.each(self._check_label, self.spec.patience))
-        return written
+        while True:
+            written = self._servers.run(self._servers.ask("/completions", bodies, WRITTEN))
+            if not any(self._on_each(self._has_started_anew)):
+                return written
 
     def close(self) -> None:
         """Take away the weights that were handed over last."""
@@ -162,19 +172,23 @@ class StudentServers:
         self._number += 1
 
         def handed_over() -> Version:
-            before, folder = self._version, self._folder / str(self._number)
+            before, label = self._version, f"{self._run}-{self._number}"
+            folder = self._folder / label  # unlike those of any other run that was given the same folder
             if before is None:
                 shutil.rmtree(self._folder, ignore_errors=True)  # what a run that was killed has left
                 self._left_behind = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
             model.save_pretrained(folder, state_dict=tensors)
-            self._version = Version(f"{self._run}-{self._number}", folder, logps, tolerance)
-            self._servers.run(self._servers.each(self._bring_up_to_date, self.spec.patience))
+            self._version = Version(label, folder, logps, tolerance)
+            self._on_each(self._bring_up_to_date)
             if before is not None:
                 shutil.rmtree(before.folder, ignore_errors=True)
             return self._version
 
         self._version = world().main_does(handed_over)
         self._servers.trust(self._bring_up_to_date)
+
+    def _on_each(self, action: Callable[[Server], Awaitable[Value]]) -> list[Value]:
+        return self._servers.run(self._servers.each(action, self.spec.patience))
 
     async def _bring_up_to_date(self, server: Server) -> None:
         """Give a server the weights, unless it has them, and see that it computes what the student does."""
@@ -212,14 +226,19 @@ class StudentServers:
             raise Passing("it still holds what it read with older weights")
         await server.ask("/../update_weight_version", {"new_version": version.label}, _ANYTHING)
 
-    async def _check_label(self, server: Server) -> None:
+    async def _has_started_anew(self, server: Server) -> bool:
+        """Whether a server had lost the weights that it was given; it has them again then."""
         assert self._version is not None
         label = await self._label(server)
-        if label != self._version.label:
+        if label == self._version.label:
+            return False
+        if not server.failed:
             raise InputError(
                 f"the server at {server.url} has other weights ('{label}') than this run gave it "
                 f"('{self._version.label}'); a server of sampler.url belongs to one run. Nothing that it wrote was used"
             )
+        await self._bring_up_to_date(server)
+        return True
 
     async def _label(self, server: Server) -> str:
         return (await server.ask("/../weight_info", None, _LABEL))["weight_version"]
@@ -258,6 +277,17 @@ class StudentServers:
         with evaluating(student):
             logits = student.head.gathered().logits(student.hidden(text))
             return tuple(logp_of(logits, student.targets(text)).tolist())
+
+
+def _check_emptiable(folder: Path) -> None:
+    """Refuse a folder with anything that no run has handed over: it would be lost."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    foreign = next((name for name in names if not _LABELS.fullmatch(name)), None)
+    if foreign is not None:
+        raise InputError(
+            f"{folder} would be emptied to hand weights over in it, and it holds {foreign}, which no run has handed "
+            "over; name another sampler.weights_folder, or move it away"
+        )
 
 
 def _distance(one: Sequence[float], other: Sequence[float]) -> float:
