@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from tutelage.errors import InputError
 from tutelage.losses.head import Head
 from tutelage.models.head import output_head, verify_head
+from tutelage.models.sharding import is_sharded
 from tutelage.models.shell import without_adapter_shell
 from tutelage.rollouts.rollout import Ids, Rollout
 
@@ -51,7 +52,8 @@ class LanguageModel:
         self.padding_side = padding_side
         self.network: PreTrainedModel = without_adapter_shell(self.model)
         self.is_encoder_decoder = bool(self.network.config.is_encoder_decoder)
-        self._verify()
+        if not is_sharded(self.network):  # it was looked at before it was cut
+            self._verify()
 
     @property
     def head(self) -> Head:

@@ -21,25 +21,28 @@ from tutelage.errors import InputError
 from tutelage.world import limit, world
 
 
-def shard(model: PreTrainedModel, role: str, within: Literal["run", "host"] = "run") -> PreTrainedModel:
-    """Cut a decoder-only model over all processes of the run, in place; alone, leave it as it is.
+def shard(
+    model: PreTrainedModel, role: str, within: Literal["run", "host"] = "run", device: str | None = None
+) -> PreTrainedModel:
+    """Cut a decoder-only model over all processes of the run, in place; alone, or cut before, leave it as it is.
 
     Args:
         model: the whole model, the same in every process.
         role: whose model it is, for messages.
         within: cut it over the whole run, or over the processes of each host, the hosts holding the same.
+        device: the type of device where it will be; by default, of that where it is.
 
     Raises:
         InputError: it is an encoder-decoder model, or has an adapter; or hosts have different numbers of processes.
     """
-    if world().size == 1:
+    if world().size == 1 or is_sharded(model):
         return model
     if model.config.is_encoder_decoder or not isinstance(model, PreTrainedModel):
         raise InputError(
             f"train.shard cuts plain decoder-only models, and the {role} is a {type(model).__name__}; leave "
             "train.shard out, so that every process holds it whole"
         )
-    device = next(model.parameters()).device.type
+    device = device or next(model.parameters()).device.type
     mesh = _hosts(device) if within == "host" else init_device_mesh(device, (world().size,))
     layers = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
     decoder, head = model.get_decoder(), model.get_output_embeddings()

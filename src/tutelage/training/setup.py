@@ -15,6 +15,7 @@ from tutelage.models.cached_teacher import CachedTeacher, TopKTeacher
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.loading import device_of, load_model, load_tokenizer, stop_ids
 from tutelage.models.pairing import pair_notes, positions, same_weights_note, stop_note
+from tutelage.models.scattering import is_read_once, load_cut
 from tutelage.models.served_teacher import ServedTeacher
 from tutelage.models.sharding import shard
 from tutelage.models.skeleton import load_skeleton
@@ -43,6 +44,7 @@ from tutelage.training.teacher_cache import cached_teacher
 from tutelage.training.texts import Read, Reader, Texts, describe_counts, read, read_texts
 from tutelage.training.tracking import check_installed
 from tutelage.training.writers import asked_of
+from tutelage.world import world
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ def prepare(recipe: Recipe, report: Callable[[str], None], resume_from: Path | N
     student_spec = recipe.student
     if resume_from is not None:
         student_spec = model_of_checkpoint(recipe, resume_from)
-    student_model = load_model(student_spec, "student", seed=recipe.seed, tokenizer=tokenizer, teacher=teacher_model)
+    student_model = _student_model(recipe, student_spec, tokenizer, teacher_model)
     check_servable(recipe, student_model)
     student = LanguageModel(student_model, stop_ids(student_model, tokenizer))
     if recipe.train.shard != "none":
@@ -257,7 +259,23 @@ def _teacher_model(recipe: Recipe) -> PreTrainedModel | None:
         return None
     if recipe.teacher_cache.kind is not None and recipe.student.from_teacher is None:
         return load_skeleton(recipe.teacher, "teacher")
+    # A teacher whose layers are copied, or whose weights an adapter shares, is needed whole.
+    stands_alone = recipe.student.from_config is not None or _is_scattered(recipe.student, "student")
+    if stands_alone and recipe.train.shard == "both" and _is_scattered(recipe.teacher, "teacher"):
+        return load_cut(recipe.teacher, "teacher", seed=recipe.seed, within=recipe.train.shard_within)
     return load_model(recipe.teacher, "teacher", seed=recipe.seed)
+
+
+def _student_model(
+    recipe: Recipe, spec: Model, tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedModel | None
+) -> PreTrainedModel:
+    if recipe.train.shard != "none" and _is_scattered(spec, "student"):
+        return load_cut(spec, "student", seed=recipe.seed, within=recipe.train.shard_within)
+    return load_model(spec, "student", seed=recipe.seed, tokenizer=tokenizer, teacher=teacher)
+
+
+def _is_scattered(spec: Model, role: str) -> bool:
+    return world().size > 1 and world().main_does(lambda: is_read_once(spec, role))
 
 
 def _teacher(
