@@ -6,6 +6,7 @@ model is put beside the jobs, a file for each process.
 
 import json
 import sys
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -20,14 +21,10 @@ from tutelage.world import joined
 
 
 def most_bytes(recorded: profile) -> int:
-    """The most that PyTorch's allocator had given out at once; files that are mapped are none of it."""
+    """The most that PyTorch's allocator had given out at once."""
     events = recorded.profiler.kineto_results.events()
-    memory = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    held = most = 0
-    for _, change in memory:
-        held += change
-        most = max(most, held)
-    return most
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return max(accumulate(change for _, change in changes))
 
 
 def main() -> None:
@@ -38,7 +35,7 @@ def main() -> None:
             folder = Path(job["model"]) if everyone.is_main or job.get("all_read") else Path(job["bare"])
             spec = Model(model=str(folder), dtype=job["dtype"], device="cpu")
             with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-                model = load_cut(spec, job["role"], seed=0, within=job.get("within", "run"))
+                model = load_cut(spec, job["role"], seed=0)
             shared = {}
             for name, parameter in model.named_parameters(remove_duplicate=False):
                 shared.setdefault(id(parameter), []).append(name)
@@ -48,7 +45,9 @@ def main() -> None:
                 "tied": [names for names in shared.values() if len(names) > 1],
                 "learns": [parameter.requires_grad for parameter in model.parameters()],
                 "stop": model.generation_config.eos_token_id,
-                "weights": {name: p.detach().full_tensor() for name, p in model.named_parameters(remove_duplicate=False)},
+                "weights": {
+                    name: p.detach().full_tensor() for name, p in model.named_parameters(remove_duplicate=False)
+                },
                 "buffers": dict(model.named_buffers()),
             }
             language = LanguageModel(model)

@@ -40,9 +40,7 @@ def loaded(folder: Path, jobs: list[dict], processes: int = 2) -> list[list[dict
     command = [*torchrun(processes), str(HERE / "loading.py"), str(written_jobs(folder, jobs))]
     done = subprocess.run(command, env=environment(), timeout=300, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return [
-        [torch.load(folder / f"found-{number}-{rank}") for rank in range(processes)] for number in range(len(jobs))
-    ]
+    return [[torch.load(folder / f"found-{number}-{rank}") for rank in range(processes)] for number in range(len(jobs))]
 
 
 def assert_is(found: dict, job: dict) -> None:

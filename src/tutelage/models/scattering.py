@@ -61,8 +61,7 @@ def load_cut(
     plan = everyone.main_does(read_whole)
     model = everyone.agreed(lambda: read[0] if everyone.is_main else load_skeleton(spec, role))
     if everyone.any(not plan.fits(model)):
-        model = everyone.agreed(lambda: model.to(device) if everyone.is_main else load_model(spec, role, seed=seed))  # pyright: ignore[reportArgumentType]
-        return shard(model, role, within)
+        return shard(everyone.agreed(lambda: load_model(spec, role, seed=seed)), role, within)
     weights, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     _empty(model.eval(), plan)
     if role == "teacher":
@@ -81,7 +80,7 @@ class _Plan:
     """Of each name: the first name of the same parameter, which is another one where weights are tied."""
     buffers: dict[str, Tensor]
     attention: str | None
-    generation: GenerationConfig | None
+    generation: GenerationConfig
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "_Plan":
@@ -122,7 +121,7 @@ def _empty(model: nn.Module, plan: _Plan) -> None:
 
 
 def _fill(
-    model: nn.Module, plan: _Plan, weights: dict[str, Tensor], buffers: dict[str, Tensor], device: torch.device
+    model: nn.Module, plan: _Plan, weights: dict[str, nn.Parameter], buffers: dict[str, Tensor], device: torch.device
 ) -> None:
     """Send the weights from the first process, which lets go of each, to the parts of a cut model."""
     parts: dict[str, nn.Parameter] = {}
