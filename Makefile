@@ -29,7 +29,7 @@ test: $(MARKER)  ## Run the tests
 test-slow: $(MARKER)  ## Run the long tests
 	$(BIN)/python -m pytest -q -m slow
 
-test-faults: $(MARKER)  ## Kill, hang, cut, damage and fill up runs, and see that none is lost (on two cores 10 to 20 minutes)
+test-faults: $(MARKER)  ## Kill, hang, cut, damage and fill up runs, and see that none is lost
 	$(BIN)/python -m pytest -q tests/faults tests/distributed -m "not fault_soak"
 
 soak: $(MARKER)  ## Kill 300 runs over the families of methods and print what it cost; cut the cable between two hosts (as root)

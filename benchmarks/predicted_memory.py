@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from task import STUDENT, TEACHER, TINY, sections
 from timing import machine, save
@@ -54,17 +55,21 @@ def _recipes(folder: Path, *, toy: bool) -> dict[str, str]:
     vocabulary, student, teacher = (1024, TINY, TINY) if toy else (49152, STUDENT, TEACHER)
     written = {"max_new_tokens": 8 if toy else 224, "batch_size": 32}
     common = sections(folder, vocabulary, student, teacher, "cpu")
-    variants = {
+    adapted = {**common["teacher"], "adapter": {"rank": 16}}
+    variants: dict[str, dict[str, Any]] = {
         "micro-batches of 1,024 tokens": {"micro_batch_tokens": 1024},
         "of 4,096": {"micro_batch_tokens": 4096},
         "of 8,192": {"micro_batch_tokens": 8192},
         "of 8,192, activations recomputed": {"micro_batch_tokens": 8192, "gradient_checkpointing": True},
         "of 8,192, bfloat16": {"micro_batch_tokens": 8192, "precision": "bfloat16"},
     }
+    students = {"of 4,096, an adapter on the teacher": adapted}
+    variants |= {name: {"micro_batch_tokens": 4096} for name in students}
     recipes = {}
     for number, (name, changes) in enumerate(list(variants.items())[: 1 if toy else None]):
         mapping = {
             **common,
+            "student": students.get(name, common["student"]),
             "method": {"name": "on-policy-kd", "student_decoding": written},
             "train": {"steps": 1 if toy else 4, "batch_size": 32, **changes},
             "output": str(folder / f"run-{number}"),
