@@ -8,7 +8,6 @@ take the same way and end in the same weights, whatever their number. Files are 
 import faulthandler
 import math
 import os
-import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,12 +122,10 @@ def _outcome(action: Callable[[], Value]) -> tuple[Value | None, Exception | Non
 
 
 def _readable(error: Exception | None) -> Exception | None:
-    """An error as the other processes can read it: its words alone where it does not survive the way."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
+    """An error as the other processes can read it: the words alone where its class is the user's or another library's."""
+    if error is None or type(error).__module__.partition(".")[0] in ("builtins", "torch", "tutelage"):
+        return error
+    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 _STDERR = 2
