@@ -122,7 +122,7 @@ def _outcome(action: Callable[[], Value]) -> tuple[Value | None, Exception | Non
 
 
 def _readable(error: Exception | None) -> Exception | None:
-    """An error as the other processes can read it: the words alone where its class is the user's or another library's."""
+    """An error as the other processes can read it: its words alone where its class is not Python's, torch's or ours."""
     if error is None or type(error).__module__.partition(".")[0] in ("builtins", "torch", "tutelage"):
         return error
     return RuntimeError(f"{type(error).__name__}: {error}")
