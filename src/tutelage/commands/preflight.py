@@ -11,13 +11,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tutelage.errors import InputError
 from tutelage.models.head import output_head
 from tutelage.models.loading import load_tokenizer, stop_ids
-from tutelage.models.pairing import positions
+from tutelage.models.pairing import fewest, positions
 from tutelage.models.skeleton import load_skeleton
 from tutelage.models.vocabulary import SharedVocabulary, shared_vocabulary
 from tutelage.recipe import Recipe
 from tutelage.training.disk import check_room
-from tutelage.training.served import fewest_positions, is_served, served_teacher, shared_with
-from tutelage.training.served_sampling import check_servable, fewest, student_servers
+from tutelage.training.served import is_served, served_positions, served_teacher, shared_with
+from tutelage.training.served_sampling import check_servable, student_servers
 from tutelage.training.setup import check_text, first_checks, model_notes, needs_teacher, student_tokenizer
 from tutelage.training.texts import Reader, Texts, read, read_texts
 
@@ -68,7 +68,7 @@ def look(recipe: Recipe) -> Findings:
     stops = None if student is None or tokenizer is None else steps.take(stop_ids, student, tokenizer)
     texts, shared = None, None
     if rows is not None and student is not None and tokenizer is not None and stops is not None:
-        room = fewest(fewest_positions(positions(student, teacher), served), servers and servers.max_length)
+        room = fewest(positions(student, teacher), served_positions(served), servers and servers.max_length)
         reader = Reader(tokenizer, stops, bool(student.config.is_encoder_decoder), room)
         texts = steps.take(read_texts, recipe, reader, rows)
     if texts is not None:

@@ -1,7 +1,6 @@
 """What a model says of each token of given text, sequence by sequence, in the order in which the text was given."""
 
 from collections.abc import Callable, Sequence
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -10,7 +9,7 @@ from tutelage.losses import Head, linear_divergence, map_vocabulary
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.teachers import Teacher
 from tutelage.rollouts.rollout import Rollout
-from tutelage.world import world
+from tutelage.rollouts.shares import for_each_row
 
 Done = Callable[[int], None]
 
@@ -37,9 +36,7 @@ def per_sequence(
         done(len(rows))
         return list(values)
 
-    parts = rollout.micro_batch_rows(micro_batch_tokens)
-    found = dict(zip(chain(*parts), chain(*world().shared(measured, parts)), strict=True))
-    return [found[row] for row in range(len(rollout))]
+    return for_each_row(measured, rollout, micro_batch_tokens)
 
 
 def token_logps(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from tutelage.estimators import leave_one_out, moment_gap, returns
 from tutelage.losses import Head, linear_divergence, map_vocabulary
 from tutelage.methods.on_and_off_policy import Part, parts_of, rows_of
-from tutelage.world import world
+from tutelage.rollouts.shares import for_each_row
 
 if TYPE_CHECKING:
     from tutelage.methods.moment_matching import MomentMatching
@@ -157,9 +156,7 @@ def baselines(method: MomentMatching, rollout: Rollout, context: Context) -> Rol
         critic = context.modules["critic_on"]
         return Game(method, part, student.head, teacher.head, critic, context.vocabulary).returns()
 
-    parts = own.micro_batch_rows(context.micro_batch_tokens)
-    found = dict(zip(chain(*parts), chain(*world().shared(returns_of, parts)), strict=True))
-    means = leave_one_out([found[row] for row in range(len(own))], len(own))
+    means = leave_one_out(for_each_row(returns_of, own, context.micro_batch_tokens), len(own))
     column = [[0.0] * len(response) for response in rollout.responses]
     for row, values in zip(mine, means, strict=True):
         places = [place for place, seen in enumerate(rollout.masks[row]) if seen]

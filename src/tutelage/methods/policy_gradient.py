@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import TYPE_CHECKING
 
-from tutelage.world import world
+from tutelage.rollouts.shares import for_each_row
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,10 +44,9 @@ def sequence_logps(rollout: Rollout, context: Context) -> tuple[Ragged, Ragged]:
 
     was_training = student.network.training
     student.network.eval()
-    parts = rollout.micro_batch_rows(context.micro_batch_tokens)
-    found = dict(zip(chain(*parts), chain(*world().shared(both, parts)), strict=True))
+    found = for_each_row(both, rollout, context.micro_batch_tokens)
     student.network.train(was_training)
-    return [found[row][0] for row in range(len(rollout))], [found[row][1] for row in range(len(rollout))]
+    return [own for own, _ in found], [other for _, other in found]
 
 
 def target_logps(models: Sequence[tuple[Tensor, Head]], targets: Tensor, vocabulary: int | None) -> list[Tensor]:

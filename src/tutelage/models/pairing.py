@@ -29,7 +29,16 @@ def positions(*models: PreTrainedModel | None) -> int | None:
         for model in models
         if model is not None
     ]
-    return min((number for number in found if isinstance(number, int) and number > 0), default=None)
+    return fewest(*(number for number in found if isinstance(number, int) and number > 0))
+
+
+def fewest(*lengths: int | None) -> int | None:
+    """The smallest of the lengths that have an end; `None` where none has.
+
+    >>> fewest(None, 64, 32), fewest(None)
+    (32, None)
+    """
+    return min((length for length in lengths if length is not None), default=None)
 
 
 def stop_note(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str | None:

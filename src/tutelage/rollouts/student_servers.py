@@ -24,6 +24,7 @@ from tutelage.config import Decoding
 from tutelage.config_sampler import Sampling
 from tutelage.errors import InputError
 from tutelage.models.language_model import LanguageModel
+from tutelage.models.pairing import fewest
 from tutelage.models.prompt_logprobs import COMPLETION, read_scores
 from tutelage.models.prompt_logprobs import request as scores_request
 from tutelage.models.server_probes import LONGEST, MODELS, TEXT
@@ -109,7 +110,7 @@ class StudentServers:
             lengths = self._servers.run(self._servers.each(self._look_at, min(STARTUP, spec.patience)))
         except ConnectionError as error:
             raise InputError(f"{error}; start it, or look at sampler.url") from None
-        self.max_length = min((length for length in lengths if length is not None), default=None)
+        self.max_length = fewest(*lengths)
         """Most tokens that a server reads and writes together, `None` where none says."""
         self._version: Version | None = None
         self._left_behind: Callable[[], object] | None = None

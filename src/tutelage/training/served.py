@@ -45,10 +45,10 @@ def served_teacher(recipe: Recipe, report: Callable[[str], None]) -> ServedTeach
     return teacher
 
 
-def fewest_positions(of_models: int | None, teacher: ServedTeacher | None) -> int | None:
-    """The positions that the models here and a served one all have; a server writes one token behind every prompt."""
-    served = None if teacher is None or teacher.fingerprint.max_length is None else teacher.fingerprint.max_length - 1
-    return min((number for number in (of_models, served) if number is not None), default=None)
+def served_positions(teacher: ServedTeacher | None) -> int | None:
+    """The positions of a served teacher, `None` where they have no end; it writes one token behind every prompt."""
+    longest = None if teacher is None else teacher.fingerprint.max_length
+    return None if longest is None else longest - 1
 
 
 def shared_with(

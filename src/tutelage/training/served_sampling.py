@@ -97,8 +97,3 @@ def student_servers(
     servers = StudentServers(recipe.sampler, folder, tokenizer, report)
     report(f"the student's text is written by '{recipe.sampler.model}' at {' and '.join(recipe.sampler.urls)}")
     return servers
-
-
-def fewest(*lengths: int | None) -> int | None:
-    """The smallest of the lengths that have an end."""
-    return min((length for length in lengths if length is not None), default=None)

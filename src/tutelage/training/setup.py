@@ -14,7 +14,7 @@ from tutelage.evaluation.generated import answer_reader
 from tutelage.models.cached_teacher import CachedTeacher, TopKTeacher
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.loading import device_of, load_model, load_tokenizer, stop_ids
-from tutelage.models.pairing import pair_notes, positions, same_weights_note, stop_note
+from tutelage.models.pairing import fewest, pair_notes, positions, same_weights_note, stop_note
 from tutelage.models.scattering import is_read_once, load_cut
 from tutelage.models.served_teacher import ServedTeacher
 from tutelage.models.sharding import shard
@@ -38,8 +38,8 @@ from tutelage.training.bridging import bridge_line, bridged_teacher, check_bridg
 from tutelage.training.disk import check_room
 from tutelage.training.dropout import without_dropout
 from tutelage.training.fixed_text import check_cache, teacher_text
-from tutelage.training.served import check_served, fewest_positions, is_served, served_teacher, shared_with
-from tutelage.training.served_sampling import check_sampling, check_servable, fewest, student_servers
+from tutelage.training.served import check_served, is_served, served_positions, served_teacher, shared_with
+from tutelage.training.served_sampling import check_sampling, check_servable, student_servers
 from tutelage.training.teacher_cache import cached_teacher
 from tutelage.training.texts import Read, Reader, Texts, describe_counts, read, read_texts
 from tutelage.training.tracking import check_installed
@@ -183,7 +183,7 @@ def prepare(recipe: Recipe, report: Callable[[str], None], resume_from: Path | N
     student = LanguageModel(student_model, stop_ids(student_model, tokenizer))
     if recipe.train.shard != "none":
         shard(student_model, "student", recipe.train.shard_within)
-    room = fewest(fewest_positions(positions(student_model, teacher_model), served), servers and servers.max_length)
+    room = fewest(positions(student_model, teacher_model), served_positions(served), servers and servers.max_length)
     reader = Reader(tokenizer, student.stop_ids, student.is_encoder_decoder, room)
     texts = read_texts(recipe, reader, rows)
     report(f"student: {_size(student_model)}" + (f" · teacher: {_size(teacher_model)}" if teacher_model else ""))
