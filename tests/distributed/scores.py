@@ -61,6 +61,7 @@ def scores(folder: Path, cut: Cut) -> dict[str, Any]:
     context = Context(student, teacher, None, modules, tokenizer(), examples, TOKENS)
 
     def seen(*columns: Any) -> list[float]:
+        assert columns[0], "a reward is asked about something"
         rewarded.extend(columns[0])
         return Reward(kind="rouge_l").scorer()(*columns)
 
@@ -72,12 +73,15 @@ def scores(folder: Path, cut: Cut) -> dict[str, Any]:
         "agreement": {n: m.as_dict() for n, m in agreement(student, teacher, rollout, TOKENS).items()},
         "rewards": score(reward, rollout, context),
     }
+    asked = list(rewarded)
+    alone = Context(student, teacher, None, modules, tokenizer(), examples[:1], TOKENS)
+    found["reward of one response"] = score(reward, rollout.select([0]), alone)
     tensors = list(student.model.parameters())
     here = sum((t.to_local() if isinstance(t, DTensor) else t).numel() for t in tensors)
     return {
         "found": found,
         "passes": passes[0],
-        "rewarded": rewarded,
+        "rewarded": asked,
         "parts": len(rollout.micro_batches(TOKENS)),
         "share": here / sum(t.numel() for t in tensors),
     }

@@ -189,6 +189,8 @@ def score(reward: Reward, rollout: Rollout, context: Context) -> list[float]:
 
     def of_mine() -> list[float]:
         mine = world().share(len(responses))
+        if not mine:  # more processes than responses
+            return []
         examples, texts = [context.examples[row] for row in mine], [responses[row] for row in mine]
         found = list(reward.scorer()([e.prompt_text for e in examples], texts, [e.reference for e in examples]))
         if len(found) != len(mine):
