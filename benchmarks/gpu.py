@@ -4,14 +4,16 @@
 
 First the rates of the device (matrix products, copying), then the engine, with its Triton kernel and without, against
 its definition in float64, then the engine's time and memory against dense logits and against the four bare products,
-sampling against `generate`, and whole steps of on-policy distillation. Nothing beyond the package's own
-dependencies is needed. It takes at most 8 minutes; `--device cpu --toy` runs the same in seconds, on tiny sizes.
+sampling, with CUDA graphs and without, against `generate`, and whole steps of on-policy distillation. Nothing beyond
+the package's own dependencies is needed. It takes at most 8 minutes; `--device cpu --toy` runs the same in seconds, on
+tiny sizes, where all steps of sampling are plain.
 """
 
 import argparse
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -227,16 +229,19 @@ def ratio(ours: list[float], theirs: list[float]) -> float:
 
 
 def compare_sampling(device: Device, scale: Scale, folder: Path) -> dict[str, list[float]]:
-    """Tokens a second of our decoding and of `generate`, on the student of the last steps."""
-    spec = Model(model=str(folder / "student"), dtype="bfloat16", device=device.name)
-    network: Any = load_model(spec, "student", seed=0).eval()
+    """Tokens a second of our decoding, with CUDA graphs and without, and of `generate`, by the last steps' student."""
     end = scale.step_vocabulary  # an id that is never drawn
-    model = LanguageModel(network, stop_ids=(end,))
     prompts = torch.randint(3, end, (4 * ROWS, 32), generator=torch.Generator().manual_seed(0))
     rows, decoding = (
         [tuple(row) for row in prompts.tolist()],
         Decoding(max_new_tokens=scale.tokens, batch_size=4 * ROWS),
     )
+    graphs = replace(decoding, cuda_graphs=True)
+    models = {dtype: sampling_model(device, folder, dtype, end) for dtype in ("float32", "bfloat16")}
+    for dtype, model in models.items():
+        check_graphs(model, rows, decoding, dtype)
+    model = models["bfloat16"]
+    network: Any = model.network
     moved = prompts.to(device.name)
 
     def theirs() -> None:
@@ -245,11 +250,44 @@ def compare_sampling(device: Device, scale: Scale, folder: Path) -> dict[str, li
             max_new_tokens=scale.tokens, eos_token_id=end, pad_token_id=0,
         )  # fmt: skip
 
-    seconds = device.in_turn({"tutelage": lambda: decode(model, rows, decoding, seed=0), "generate": theirs}, 3)
+    runs: dict[str, Callable[[], object]] = {
+        "tutelage": lambda: decode(model, rows, decoding, seed=0),
+        "tutelage, CUDA graphs": lambda: decode(model, rows, graphs, seed=0),
+        "generate": theirs,
+    }
+    seconds = device.in_turn(runs, 3)
     print(f"\n| sampling {len(rows)} × {scale.tokens}, bfloat16 | tokens a second |\n|---|---|")
     for name, times in seconds.items():
         print(f"| {name} | {len(rows) * scale.tokens / statistics.median(times):,.0f} |")
     return seconds
+
+
+def sampling_model(device: Device, folder: Path, dtype: Any, end: int) -> LanguageModel:
+    """The student of the last steps, in one type."""
+    spec = Model(model=str(folder / "student"), dtype=dtype, device=device.name)
+    return LanguageModel(load_model(spec, "student", seed=0).eval(), stop_ids=(end,))
+
+
+def check_graphs(model: LanguageModel, rows: list[tuple[int, ...]], decoding: Decoding, dtype: str) -> None:
+    """Write the same text with CUDA graphs and without, twice, as the second time nothing has to be recorded.
+
+    Raises:
+        SystemExit: in float32, more than rounding explains is different.
+    """
+    plain = decode(model, rows, decoding, seed=0).responses
+    print()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for call in ("first", "second"):
+            start = time.perf_counter()
+            replayed = decode(model, rows, replace(decoding, cuda_graphs=True), seed=0).responses
+            seconds = time.perf_counter() - start
+            same = sum(a == b for a, b in zip(replayed, plain, strict=True))
+            print(f"CUDA graphs, {dtype}, {call} call: {same} of {len(rows)} texts the same, {seconds:.2f} s")
+            if dtype == "float32" and same < 0.9 * len(rows):
+                raise SystemExit("CUDA graphs write other text than plain steps")
+    for warning in said:
+        print(f"CUDA graphs, {dtype}: {warning.message}")
 
 
 def whole_steps(device: Device, scale: Scale, folder: Path) -> dict[str, dict[str, float]]:

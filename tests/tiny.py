@@ -25,7 +25,7 @@ def write_model(folder: Path, seed: int, kind: str = "llama", **changes: Any) ->
     torch.manual_seed(seed)
     if kind == "t5":
         sizes = {"d_model": 16, "d_ff": 32, "d_kv": 8, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0}
-        model = T5ForConditionalGeneration(T5Config(**sizes, **SPECIAL, **changes))
+        model = T5ForConditionalGeneration(T5Config(**{**sizes, **SPECIAL, **changes}))
     else:
         model = LlamaForCausalLM(LlamaConfig(**{**LLAMA, **SPECIAL, "bos_token_id": None, **changes}))
     with torch.no_grad():  # spread the logits, so that models differ and greedy text is not all alike

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tutelage.arguments import parser
 from tutelage.errors import InputError, Stopped, TutelageError
 from tutelage.redaction import redacted_text
+from tutelage.training.quiet import quiet_quantisers
 from tutelage.training.signals import Abandoned, listening
 from tutelage.world import joined
 
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # beside one busy process, steps of a 4 × 256 model took half as long again by default. Torch's OpenMP reads it.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     sys.excepthook = _print_without_secrets
+    quiet_quantisers()
     for stream in (sys.stdout, sys.stderr):  # names of files and text of models hold what a console may not know
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -18,6 +18,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Quantisation = Literal["none", "int8", "nf4"]
 Url = Annotated[str, Field(pattern=r"^https?://[^\s/]\S*$")]
 
 DIVERGENCES: dict[str, str | None] = {
@@ -166,6 +167,11 @@ class Teacher(Model):
     url: Url | Annotated[tuple[Url, ...], Field(min_length=1)] | None = None
     """Where it is served, such as `http://localhost:8000/v1`, or a list of servers of the same model; `model` is then
     the name that it is served under, and `tokenizer` is read here. `null` loads the model into this process."""
+    quantize: Quantisation = "none"
+    """Bits of its linear layers' weights while it is in memory: all of them, eight (`int8`, torchao) or four (`nf4`,
+    bitsandbytes). The output head and the embeddings keep `dtype` (docs/quantised-teachers.md)."""
+    protocol: Literal["vllm", "sglang"] = "vllm"
+    """url only: how the server is asked for log-probabilities of prompts: as vLLM is, or as SGLang is."""
     top_k: Count = 64
     """url only: how many of its most probable tokens are compared at a position; all others are compared as one."""
     concurrency: Count = 16
@@ -176,6 +182,14 @@ class Teacher(Model):
     """url only: seconds that a request is tried again for before the run saves and stops."""
     key_variable: str = "OPENAI_API_KEY"
     """url only: environment variable with the server's API key; nothing is sent where it is not set."""
+
+    @model_validator(mode="after")
+    def _quantised_here(self) -> "Teacher":
+        if self.quantize != "none" and self.url is not None:
+            raise ValueError("a served teacher (url) is quantised by its server: leave quantize out")
+        if self.quantize != "none" and self.model is None:
+            raise ValueError("quantize is for stored weights, which are read as they are: give model")
+        return self
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -246,12 +260,26 @@ class Decoding:
     backend: Literal["tutelage", "generate"] = "tutelage"
     """Who decodes: our own loop (beam search always goes to `generate`), or transformers' `generate`, whose draws
     depend on the batch."""
+    cuda_graphs: bool = False
+    """On CUDA, record the steps of our own loop as CUDA graphs and replay them: for small models, whose steps take as
+    long as launching their kernels does. Not yet run on a device (docs/decoding.md)."""
+
+    @model_validator(mode="after")
+    def _graphs_are_ours(self) -> "Decoding":
+        if self.cuda_graphs and (self.backend == "generate" or self.strategy == "beam"):
+            raise ValueError("cuda_graphs records our own loop: it needs backend 'tutelage', and no beam search")
+        return self
 
     @model_validator(mode="after")
     def _ngrams_are_ours(self) -> "Decoding":
         if self.no_repeat_ngram_size and self.backend == "generate" and self.strategy != "beam":
             raise ValueError("no_repeat_ngram_size needs backend 'tutelage' (or beam search)")
         return self
+
+    @property
+    def law(self) -> dict[str, Any]:
+        """What text depends on: all fields but those that change it by rounding at most."""
+        return {name: value for name, value in vars(self).items() if name not in ("batch_size", "cuda_graphs")}
 
     @property
     def samples_the_model(self) -> bool:

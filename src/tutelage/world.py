@@ -97,10 +97,15 @@ class World:
         if self.size == 1:
             return action()
         value, error = _outcome(action) if self.is_main else (None, None)
-        value, told = self.gather((value, _readable(error)))[0]
+        told = self.gather(_readable(error))[0]
         if told is not None:
             raise told from error
-        return value  # type: ignore[return-value]
+        from torch import distributed
+
+        found = [value]
+        with _talking():
+            distributed.broadcast_object_list(found, src=0)
+        return found[0]  # type: ignore[return-value]
 
     def add(self, tensors: Iterable[Any]) -> None:
         """Put in the place of each tensor its sum over the processes."""

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from tutelage.cli import main
-from tutelage.training import checkpoint as checkpoint_module
+from tutelage.models import gathering as gathering_module
 from tutelage.training import loop as loop_module
 
 MESSAGE = "the other processes of the run cannot be reached"
@@ -58,5 +58,5 @@ if __name__ == "__main__":
         if fault["at"] == "step":
             loop_module.Loop.step = silent_at_call(3, loop_module.Loop.step, fault["do"])
         else:
-            checkpoint_module.save_file = silent_at_call(3, checkpoint_module.save_file, fault["do"])
+            gathering_module.save_file = silent_at_call(3, gathering_module.save_file, fault["do"])
     sys.exit(main())

@@ -16,7 +16,12 @@ def lines(folder: Path) -> list[dict]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model" / "model.safetensors")
+    """The final weights, in however many files they are: a whole model's, or an adapter's."""
+    found: dict[str, torch.Tensor] = {}
+    for path in (folder / "model").glob("*model*.safetensors"):
+        found |= load_file(path)
+    assert found
+    return found
 
 
 def assert_close(one: Path, two: Path) -> None:

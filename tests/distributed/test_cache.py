@@ -17,6 +17,12 @@ from tutelage.training import teacher_cache as cache_module
 from tutelage.training.run import train
 
 
+def without_teacher(folder: Path, name: str) -> dict:
+    """The text is that of the data, so the cache is all there is of the teacher."""
+    whole = mapping(folder, "supervised-kd", output=str(folder / name), evaluation={"metrics": ["loss"]})
+    return {**whole, "teacher_cache": {"kind": "hidden"}}
+
+
 def recipe(folder: Path, name: str) -> dict:
     """The text is the teacher's, written by it beforehand."""
     whole = mapping(folder, "gkd", output=str(folder / name))
@@ -30,7 +36,8 @@ def files(output: Path) -> dict:
 
 def test_two_processes_make_the_cache_of_one(tmp_path, monkeypatch):
     job = {"recipe": recipe(tmp_path, "two"), "shard_bytes": 1000}
-    assert launched(tmp_path, [job]) == [["finished", "finished"]]
+    alone = {"recipe": without_teacher(tmp_path, "alone")}
+    assert launched(tmp_path, [alone, job]) == [["finished", "finished"]] * 2
     monkeypatch.setattr(cache_module, "plan_capture", partial(plan_capture, shard_bytes=1000))
     train(recipe_of(recipe(tmp_path, "one")), **QUIET)
     one, two = tmp_path / "one", tmp_path / "two"

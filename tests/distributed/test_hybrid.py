@@ -1,7 +1,9 @@
 """Models cut over the processes of each host, the hosts holding the same: the run of one process."""
 
 from contextlib import ExitStack
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tests.distributed.comparing import QUIET, assert_close
@@ -14,7 +16,7 @@ from tutelage.models import sharding
 from tutelage.recipe import recipe_of
 from tutelage.training.run import train
 
-METHODS = ("gkd", "minillm", "moment-matching")
+RUNS = ("gkd", "minillm", "moment-matching", "gkd on t5", "gkd on lora")
 HYBRID = {"shard": "both", "shard_within": "host"}
 
 
@@ -26,13 +28,19 @@ def test_hosts_with_different_numbers_of_processes_are_refused(monkeypatch, tmp_
         sharding.shard(model, "student", "host")
 
 
+def recipe(folder: Path, run: str, output: str) -> dict:
+    method, _, kind = run.partition(" on ")
+    whole = mapping(folder, method, kind="t5" if kind == "t5" else "llama", train=HYBRID, output=str(folder / output))
+    if kind == "lora":
+        pytest.importorskip("peft")
+        whole["student"] |= {"adapter": {"rank": 2, "targets": ["q_proj", "v_proj"]}}
+    return whole
+
+
 @pytest.mark.slow
 def test_four_processes_on_two_hosts_make_the_run_of_one(tmp_path):
     """Two torchruns on this machine; the first method is stopped, and goes on by itself in one process."""
-    jobs = [
-        {"recipe": mapping(tmp_path, method, train=HYBRID, output=str(tmp_path / f"four-{method}"))}
-        for method in METHODS
-    ]
+    jobs: list[dict[str, Any]] = [{"recipe": recipe(tmp_path, run, f"four-{run}")} for run in RUNS]
     jobs[0] |= {"step": 3, "rank": 2, "signal": "SIGTERM"}
     path, port = written_jobs(tmp_path, jobs), str(free_port())
     with ExitStack() as running:
@@ -43,8 +51,7 @@ def test_four_processes_on_two_hosts_make_the_run_of_one(tmp_path):
             hosts.append(running.enter_context(started(tmp_path / f"log-{place}", command)))
         assert [host.agent.wait(300) for host in hosts] == [0, 0], hosts[0].said + hosts[1].said
         assert "saved at step 3 of 6" in hosts[0].said
-    for method in METHODS:
-        four = mapping(tmp_path, method, train=HYBRID, output=str(tmp_path / f"four-{method}"))
-        train(recipe_of(four), **QUIET)
-        train(recipe_of({**four, "output": str(tmp_path / f"one-{method}")}), **QUIET)
-        assert_close(tmp_path / f"one-{method}", tmp_path / f"four-{method}")
+    for run in RUNS:
+        train(recipe_of(recipe(tmp_path, run, f"four-{run}")), **QUIET)
+        train(recipe_of(recipe(tmp_path, run, f"one-{run}")), **QUIET)
+        assert_close(tmp_path / f"one-{run}", tmp_path / f"four-{run}")

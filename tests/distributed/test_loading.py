@@ -8,15 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.distributed.launch import HERE, environment, torchrun, written_jobs
-from tests.tiny_models import DECODER_ONLY, build, ragged
+from tests.tiny_models import ARCHITECTURES, build, ragged
 
 from tutelage.config import Model
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.loading import load_model
 
 JOBS = [
-    *((name, "student", "float32") for name in DECODER_ONLY),
-    *((name, "teacher", "bfloat16") for name in ("llama", "gemma2")),
+    *((name, "student", "float32") for name in ARCHITECTURES),
+    *((name, "teacher", "bfloat16") for name in ("llama", "gemma2", "t5")),
 ]
 
 
@@ -67,9 +67,9 @@ def assert_is(found: dict, job: dict) -> None:
 
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory):
-    """Every architecture as a student, two as a teacher in 16 bits."""
+    """Every architecture as a student, three as a teacher in 16 bits."""
     folder = tmp_path_factory.mktemp("cut")
-    models = {name: written(folder / name, name) for name in DECODER_ONLY}
+    models = {name: written(folder / name, name) for name in ARCHITECTURES}
     jobs = [job(models[name], role, dtype) for name, role, dtype in JOBS]
     return jobs, loaded(folder, jobs)
 

@@ -16,7 +16,7 @@ FEWEST = 7
 """Fixed letters that a message has at least; what has fewer is put together from others."""
 ERRORS = {"InputError", "DivergedError", "CheckpointError", "Stopped", "TutelageError", "ValueError", "ConnectionError",
           "Refused"}  # fmt: skip
-TELLING = {"report", "note", "leave", "error", "print"}
+TELLING = {"report", "note", "leave", "error", "print", "warn"}
 """Functions and methods that show their first argument to the user."""
 PROGRESS = ("demo/", "training/progress.py")
 """Where what is said needs no explanation."""

@@ -12,6 +12,7 @@ from tests.faults.runs import assert_same_results, leftovers, run, start, write_
 from tests.faults.test_signals import told_to_stop
 
 from tutelage.errors import CheckpointError
+from tutelage.models.gathering import Written
 from tutelage.training import update
 from tutelage.training.checkpoint import newest_checkpoint, save_checkpoint, steps_kept
 from tutelage.training.manifest import MANIFEST
@@ -177,7 +178,11 @@ def contents_of(stopped: Path):
     from tutelage.training.checkpoint import Contents
 
     model = stopped / "whole" / "model" / "model.safetensors"
-    return Contents(lambda to: shutil.copy(model, to), {}, {}, {"step": 7}, 1000)  # type: ignore[arg-type]
+    def copied(to: Path) -> list[Written]:
+        shutil.copy(model, to)
+        return []
+
+    return Contents(copied, {}, {}, {"step": 7}, 1000)
 
 
 def test_nothing_that_can_run_code_is_ever_opened():

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from tests.faults.runs import assert_same_results, leftovers, run, start, write_recipe
 
-from tutelage.training import checkpoint, disk, export, tracking
+from tutelage.models import gathering
+from tutelage.training import disk, export, tracking
 from tutelage.training.checkpoint import steps_kept
 
 
@@ -83,7 +84,7 @@ def by_a_library() -> Exception:
 
 @pytest.mark.parametrize("error", [by_the_system, by_a_library])
 def test_a_save_that_finds_room_at_the_second_try_is_no_matter(tmp_path, error, whole):
-    run(write_recipe(tmp_path, "gkd"), tmp_path / "log", full_at(checkpoint, "save_file", {5}, error))
+    run(write_recipe(tmp_path, "gkd"), tmp_path / "log", full_at(gathering, "save_file", {5}, error))
     assert_same_results(tmp_path / "run", whole("gkd"))
     assert leftovers(tmp_path / "run") == []
 
@@ -91,7 +92,7 @@ def test_a_save_that_finds_room_at_the_second_try_is_no_matter(tmp_path, error, 
 @pytest.mark.parametrize("error", [by_the_system, by_a_library])
 def test_a_save_that_finds_no_room_leaves_with_75(tmp_path, error, whole):
     words = write_recipe(tmp_path, "gkd")
-    child = start(words, tmp_path / "log", full_at(checkpoint, "save_file", {5, 6}, error))
+    child = start(words, tmp_path / "log", full_at(gathering, "save_file", {5, 6}, error))
     assert child.wait() == 75
     assert "the checkpoint of step 2 is kept" in child.said
     assert leftovers(tmp_path / "run") == []

@@ -15,8 +15,9 @@ import pytest
 from tests.faults.runs import assert_same_results, leftovers, run, start, write_recipe
 
 from tutelage.commands import generate
+from tutelage.models import gathering
 from tutelage.rollouts import samplers
-from tutelage.training import checkpoint, collections, loop, setup, signals, update
+from tutelage.training import collections, loop, setup, signals, update
 from tutelage.training import export as export_module
 from tutelage.training import run as run_module
 from tutelage.training.checkpoint import newest_checkpoint
@@ -97,8 +98,8 @@ LATER = {
     "end of an evaluation": Moment("distillm", loop, "evaluate", 2, then=0.0, after=True),
     "what an evaluation found": Moment("distillm", collections.Collections, "observe", 2, then=0.0, after=True),
     "last evaluation": Moment("gkd", loop, "evaluate", 4),
-    "save": Moment("gkd", checkpoint, "save_file", 4, then=0.5),
-    "save of the last step": Moment("gkd", checkpoint, "save_file", 11, then=0.5),
+    "save": Moment("gkd", gathering, "save_file", 4, then=0.5),
+    "save of the last step": Moment("gkd", gathering, "save_file", 11, then=0.5),
     "export": Moment("gkd", export_module, "load_model", 1),
     "naming the model": Moment("gkd", run_module, "write_whole", 3, then=0.0),
 }
@@ -151,19 +152,19 @@ def slow_save(call: int) -> Callable[[], None]:
     """Have a save take for ever in its n-th file of tensors."""
 
     def plant() -> None:
-        original, calls = checkpoint.save_file, 0
+        original, calls = gathering.save_file, 0
 
-        def slow(tensors: Any, path: Path) -> None:
+        def slow(tensors: Any, path: Path, metadata: Any) -> None:
             nonlocal calls
             calls += 1
-            original(tensors, path)
+            original(tensors, path, metadata)
             if calls == call:
                 (path.parents[4] / "saving").touch()
                 limit = time.monotonic() + 60
                 while time.monotonic() < limit:  # a sleep would be cut short by nothing, but a loop is plainer
                     time.sleep(0.01)
 
-        checkpoint.save_file = slow
+        gathering.save_file = slow
 
     return plant
 

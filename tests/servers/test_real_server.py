@@ -1,11 +1,13 @@
 """A real vLLM beside the same model in this process; docs/served-teacher.md says how it is started.
 
-TUTELAGE_SERVER is its url, TUTELAGE_SERVED_MODEL the folder of the model, which is served under that name.
+TUTELAGE_SERVER is its url, TUTELAGE_SERVED_MODEL the folder of the model, which is served under that name;
+TUTELAGE_PROTOCOL=sglang has an SGLang asked instead.
 """
 
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from tutelage.recipe import recipe_of
 from tutelage.rollouts.rollout import Rollout
 from tutelage.training.run import train
 
+PROTOCOL: Any = os.environ.get("TUTELAGE_PROTOCOL", "vllm")
 URL, MODEL = os.environ.get("TUTELAGE_SERVER"), os.environ.get("TUTELAGE_SERVED_MODEL")
 pytestmark = [
     pytest.mark.real_server,
@@ -44,7 +47,7 @@ def local(dtype: str) -> LocalTeacher:
 
 def test_its_log_probabilities_are_those_of_the_model_here() -> None:
     rollout = text()
-    served = ServedTeacher(config.Teacher(model=MODEL, url=URL, top_k=64))
+    served = ServedTeacher(config.Teacher(model=MODEL, url=URL, protocol=PROTOCOL, top_k=64))
     ids, logp, target = served.scores(rollout, served.vocabulary)
     targets = torch.tensor(rollout.targets)
     for dtype in ("float32", "bfloat16"):
@@ -72,7 +75,7 @@ def test_a_run(tmp_path: Path, method: str) -> None:
             **({"student_fraction": 1.0, "student_decoding": {"max_new_tokens": 8}} if method == "gkd" else {}),
         },
         "student": {"from_config": {"model_type": "llama", **tiny.LLAMA}, "tokenizer": MODEL},
-        "teacher": {"model": MODEL, "url": URL},
+        "teacher": {"model": MODEL, "url": URL, "protocol": PROTOCOL},
         "data": {"train": str(tmp_path / "rows.jsonl")},
         "train": {"steps": 2, "batch_size": 4},
         "output": str(tmp_path / "run"),

@@ -3,8 +3,6 @@
 import json
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -152,28 +150,3 @@ def test_verbs_that_need_its_weights_say_so(tmp_path: Path, folder: Path, server
     path.write_text(dump_recipe(recipe(folder, tmp_path / "run", "gkd", server)))
     assert main(["generate", str(path), "--by", "teacher", "--out", str(tmp_path / "text.jsonl")]) == 2
     assert "this needs the weights of the teacher 'tiny-teacher'" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_two_processes_make_the_same_student_and_stop_together(tmp_path: Path, folder: Path, server: Reference) -> None:
-    train(recipe(folder, tmp_path / "one", "supervised-kd", server), **SILENT)
-    asked = len(server.requests)
-    (tmp_path / "two.yaml").write_text(dump_recipe(recipe(folder, tmp_path / "two", "supervised-kd", server)))
-    assert torchrun(tmp_path / "two.yaml").returncode == 0
-    for name, tensor in weights(tmp_path / "one").items():
-        torch.testing.assert_close(weights(tmp_path / "two")[name], tensor, rtol=1e-3, atol=1e-4)
-    server.faults, server.always = [None] * (asked // 2), status(503)
-    cut = recipe(folder, tmp_path / "cut", "supervised-kd", server, {"patience": 2.0})
-    (tmp_path / "cut.yaml").write_text(dump_recipe(cut))
-    done = torchrun(tmp_path / "cut.yaml")
-    assert "gave no answer within 2 s" in done.stderr
-    assert "exitcode  : 75" in done.stderr  # of the first to leave; torchrun may end the other one
-    assert list((tmp_path / "cut" / "checkpoints").iterdir())
-
-
-def torchrun(path: Path) -> subprocess.CompletedProcess:
-    """Train in two processes."""
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tutelage", "train"]
-    return subprocess.run(
-        [sys.executable, *command, str(path)], capture_output=True, text=True, timeout=300, check=False
-    )

@@ -1,5 +1,8 @@
 """A served teacher says what the same teacher says in this process, or what its top-k cache says."""
 
+import asyncio
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +10,7 @@ import pytest
 import torch
 from tests import tiny
 from tests.servers.conftest import here, spec
-from tests.servers.reference import Reference, changed, running
+from tests.servers.reference import Reference, changed, running, status
 
 from tutelage import divergences
 from tutelage.errors import InputError
@@ -108,13 +111,82 @@ def test_what_is_asked(folder: Path, server: Reference) -> None:
     # Nothing behind the last token in the loss, and no sequence without one.
     assert prompts == [[3, 4, 5, 9, 10, 1], [6, 11, 12, 13, 14, 1], [7, 8, 9, 16, 17, 3, 1]]
     assert all(request["prompt_logprobs"] == 4 and request["max_tokens"] == 1 for request in server.requests)
-    assert teacher.seconds == 0  # only `compare` is counted
     nothing = teacher.scores(TEXT.select([3]), SIZE)
     assert [len(column) for column in nothing] == [0, 0, 0]
 
 
+def test_what_was_asked_ahead_is_not_asked_again(folder: Path, server: Reference) -> None:
+    teacher = ServedTeacher(spec(folder, server, top_k=4))
+    expected = teacher.scores(TEXT, SIZE)
+    server.requests.clear()
+    before = teacher.seconds
+    teacher.ask_ahead(TEXT, SIZE, wait=True)
+    assert len(server.requests) == 3
+    assert teacher.seconds > before > 0
+    server.always = status(400)
+    parts = [teacher.scores(TEXT.select(rows), SIZE) for rows in ([0, 3], [1, 2])]
+    for found, wanted in zip(zip(*parts, strict=True), expected, strict=True):
+        assert torch.equal(torch.cat(found), wanted)
+    for unknown, vocabulary in ((TEXT.select([0]), SIZE - 1), (Rollout.of([[3]], [[4, 5]]), SIZE)):
+        teacher.ask_ahead(TEXT, SIZE)
+        with pytest.raises(InputError, match="status 400"):
+            teacher.scores(unknown, vocabulary)
+    server.always = None
+    teacher.ask_ahead(TEXT, SIZE, wait=True)
+    server.requests.clear()
+    teacher.ask_ahead(TEXT.select([1, 1]), SIZE, wait=True)
+    assert not server.requests, "what is known was asked again"
+    teacher.scores(TEXT.select([0]), SIZE)
+    assert len(server.requests) == 1, "what an earlier step asked about is kept"
+
+
+class Holding(Reference):
+    """It answers about one text only when it may."""
+
+    may = False
+
+    async def _completions(self, request):
+        while (await request.json())["prompt"][:1] == [6] and not self.may:
+            await asyncio.sleep(0.005)
+        return await super()._completions(request)
+
+
+def test_the_server_works_while_the_student_does(folder: Path) -> None:
+    with running(Holding(folder / "llama-teacher")) as server:
+        teacher = ServedTeacher(spec(folder, server))
+        expected = LocalTeacher(here(folder, "llama-teacher"))
+        teacher.ask_ahead(TEXT, SIZE)
+        teacher.scores(TEXT.select([0, 2]), SIZE)  # the held one is asked about, and nobody waits for it
+        threading.Timer(0.3, lambda: setattr(server, "may", True)).start()
+        begun = time.monotonic()
+        found = teacher.scores(TEXT.select([1]), SIZE)[1]
+        assert time.monotonic() - begun > 0.2
+        logits = expected.head.logits(expected.hidden(TEXT.select([1])))
+        torch.testing.assert_close(
+            found, logits.log_softmax(-1).sort(descending=True).values, rtol=1e-5, atol=1e-5, check_dtype=False
+        )
+        server.may, begun = False, time.monotonic()
+        teacher.ask_ahead(Rollout.of([[6, 7]], [[8, 9]]), SIZE)
+        assert time.monotonic() - begun < 0.2
+        threading.Timer(0.3, lambda: setattr(server, "may", True)).start()
+        teacher.ask_ahead(Rollout.of([[6, 7]], [[8, 9]]), SIZE, wait=True)
+        assert time.monotonic() - begun > 0.2
+
+
+def test_an_error_among_what_was_asked_ahead_comes_before_slow_answers(folder: Path) -> None:
+    with running(Holding(folder / "llama-teacher")) as server:
+        teacher = ServedTeacher(spec(folder, server, patience=60.0))
+        server.faults, begun = [status(400), None], time.monotonic()
+        teacher.ask_ahead(TEXT, SIZE)
+        with pytest.raises(InputError, match="status 400"):
+            teacher.scores(TEXT, SIZE)
+        assert time.monotonic() - begun < 5
+        server.may = True
+        teacher.scores(TEXT, SIZE)  # nothing of before stands in the way
+
+
 def test_a_micro_batch_is_sent_at_once_and_never_more_than_asked(folder: Path, server: Reference) -> None:
-    text = Rollout.of([[3, 4]] * 24, [[5, 1]] * 24)
+    text = Rollout.of([[3, 4, last % 20 + 2, last // 20 + 2] for last in range(24)], [[5, 1]] * 24)
     for concurrency in (3, 12):
         teacher = ServedTeacher(spec(folder, server, concurrency=concurrency))
         server.most_at_once = 0

@@ -17,6 +17,7 @@ from tutelage.errors import InputError
 from tutelage.models import serving
 from tutelage.models.served_teacher import ServedTeacher
 from tutelage.rollouts.rollout import Rollout
+from tutelage.world import World
 
 SIZE = len(tiny.WORDS)
 TEXT = Rollout.of([[3, 4, 5], [6], [7, 8, 9]], [[9, 10, 1], [11, 12, 13, 14, 1], [16, 17, 3, 1]])
@@ -78,6 +79,15 @@ class TestAtTheStart:
         assert time.monotonic() - begun < 3
         assert len(said) == 1
         assert "waiting for the server at" in said[0]
+
+    def test_other_processes_do_not_wait_that_long(
+        self, folder: Path, server: Reference, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(serving, "world", lambda: World(0, 2))
+        monkeypatch.setenv("TUTELAGE_TIMEOUT_MINUTES", "0.5")
+        with pytest.raises(InputError, match=r"patience with a server \(url\) is 30 s, .* wait 30 s for one another"):
+            ServedTeacher(spec(folder, server, patience=30.0))
+        ServedTeacher(spec(folder, server, patience=29.0))
 
     def test_it_comes_up_later(self, folder: Path) -> None:
         server = Reference(folder / "llama-teacher")
@@ -221,7 +231,7 @@ class TestReplicas:
             teacher = ServedTeacher(spec(folder, server, second))
             server.requests.clear()
             second.requests.clear()
-            values(teacher, Rollout.of([[3, 4]] * 20, [[5, 1]] * 20))
+            values(teacher, Rollout.of([[3, last] for last in range(2, 22)], [[5, 1]] * 20))
             assert min(len(server.requests), len(second.requests)) >= 5  # a busy machine may answer unevenly
 
     def test_one_that_dies_is_replaced_and_taken_again_when_it_is_back(
@@ -229,7 +239,7 @@ class TestReplicas:
     ) -> None:
         monkeypatch.setattr(serving, "REST", 0.2)
         second = Reference(folder / "llama-teacher")
-        text = Rollout.of([[3, 4]] * 8, [[5, 1]] * 8)
+        text = Rollout.of([[3, last] for last in range(2, 10)], [[5, 1]] * 8)
         with running(second):
             teacher = ServedTeacher(spec(folder, server, second, top_k=8))
             expected = values(teacher, text)

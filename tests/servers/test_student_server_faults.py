@@ -218,6 +218,26 @@ class TestText:
         for name, tensor in weights(tmp_path / "whole").items():
             assert torch.equal(weights(tmp_path / "rough")[name], tensor)
 
+    def test_what_it_wrote_before_that_was_noticed_is_written_again(
+        self, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Two requests are on their way to it when it starts anew, and are answered with the weights of its start."""
+        monkeypatch.setattr(serving, "REST", 0.0)
+        with running(StudentReference(folder / "other")) as server:
+            servers, student = servers_of(folder, tmp_path, server), here(folder, "llama-student")
+            expected = sampled(student, servers, SHORT)
+
+            def die(request, answer):
+                server.restart()
+                return status(503)(request, answer)
+
+            asked = len(server.requests)
+            server.faults = [None, None, die]  # the first is for the weights of the day
+            with stamina.set_testing(True, attempts=5):
+                assert sampled(student, servers, SHORT) == expected
+            texts = [body for body in server.requests[asked:] if "logit_bias" in body]
+            assert len(texts) == 4 + 1 + 4
+
     def test_one_that_starts_anew_while_the_other_writes_gets_them_too(self, tmp_path: Path, folder: Path) -> None:
         """It rests after its fault, so that nobody asks it before the batch is written."""
         with (

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tutelage.config import Model
+from tutelage.config import Model, Teacher
 from tutelage.errors import InputError
 from tutelage.evaluation.assess import assess
 from tutelage.evaluation.record import Record
@@ -105,12 +105,12 @@ def _measured(word: str, student_keys: Mapping[str, Any], teacher_keys: Mapping[
     return Measured(
         named,
         check_section(Model, {**student, **student_keys}, "student"),
-        None if teacher is None else check_section(Model, teacher, "teacher"),
+        None if teacher is None else check_section(Teacher, teacher, "teacher"),
         path if stored.is_file() else Path(out or "runs/evaluations") / named,
     )
 
 
-_FIELDS = ("model", "tokenizer", "revision", "dtype", "device", "trust_remote_code")
+_FIELDS = ("model", "tokenizer", "revision", "dtype", "device", "trust_remote_code", "quantize")
 
 
 def _table(name: str, record: Record) -> Table:

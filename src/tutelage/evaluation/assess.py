@@ -88,9 +88,8 @@ def protocols_of(task: Task, items: Sequence[Item], teacher_identity: str | None
     """What each metric of a task depends on but the model that is measured, by the metric's name."""
     data = {name: value for name, value in asdict(task.data).items() if name not in ("source", "limit", "max_dropped")}
     data |= {"items": fingerprint(items), "count": len(items)}
-    decoding = {name: value for name, value in asdict(task.decoding).items() if name != "batch_size"}
     compared = {"teacher": teacher_identity, "max_new_tokens": task.decoding.max_new_tokens}
-    text = {"decoding": decoding, "seeds": list(task.seeds), "stop": list(task.stop)}
+    text = {"decoding": task.decoding.law, "seeds": list(task.seeds), "stop": list(task.stop)}
     return {
         metric.name: {
             "data": data,

@@ -15,6 +15,7 @@ from tutelage.models.teachers import Teacher
 from tutelage.rollouts.decoding import decode
 from tutelage.rollouts.rollout import Rollout
 from tutelage.rollouts.texts import response_texts
+from tutelage.world import world
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -93,13 +94,13 @@ def _write(
     vocabulary: int | None,
     on_progress: Callable[[str, int, int], None] | None,
 ) -> Rollout:
-    done = 0
+    done, share = 0, len(world().share(len(examples)))  # the first process shows how far it is with its own
 
     def report(more: int) -> None:
         nonlocal done
         done += more
         if on_progress is not None:
-            on_progress("generating", done, len(examples))
+            on_progress("generating", done, share)
 
     return decode(
         student,

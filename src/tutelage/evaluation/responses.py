@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +50,7 @@ def answered(
     Returns:
         For each seed the answers as a rollout in the order of the items, and as text.
     """
-    header = {"written_with": protocol_id({**key, "decoding": _decoding(task), "stop": task.stop})}
+    header = {"written_with": protocol_id({**key, "decoding": task.decoding.law, "stop": task.stop})}
     known = _known(path, header)
     rollouts, texts = [], []
     for seed in task.seeds:
@@ -79,11 +78,6 @@ def answered(
 
 _BATCHES = 4
 """Batches between two writings to the file: enough that rows which end early make room for others."""
-
-
-def _decoding(task: "Task") -> dict[str, Any]:
-    """What the text depends on: neither the batch size nor, for text that is not sampled, how sampling is done."""
-    return {name: value for name, value in asdict(task.decoding).items() if name != "batch_size"}
 
 
 def _batches(rows: Sequence[int], size: int) -> Iterator[Sequence[int]]:

@@ -38,7 +38,7 @@ class Head:
 
         The gradients that the processes send back are summed, each shard receiving its own part.
         """
-        return replace(self, weight=_gathered(self.weight), bias=None if self.bias is None else _gathered(self.bias))
+        return replace(self, weight=gathered(self.weight), bias=None if self.bias is None else gathered(self.bias))
 
     def detached(self) -> "Head":
         """Return the same head without gradient."""
@@ -86,7 +86,8 @@ def compute_dtype(hidden: Tensor) -> torch.dtype:
     return hidden.dtype
 
 
-def _gathered(weight: Tensor) -> Tensor:
+def gathered(weight: Tensor) -> Tensor:
+    """A weight that is whole on every process, collected where it is cut; the gradients sent back are summed."""
     if not isinstance(weight, DTensor):
         return weight
     return weight.full_tensor(grad_placements=[Partial()] * weight.device_mesh.ndim)

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tutelage.losses.head import Head
+from tutelage.losses.head import Head, gathered
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.teachers import Teacher
 
@@ -17,6 +17,8 @@ class Critic(nn.Module):
 
     Formula: f(s, ·) = B · tanh(W h / √H), with W `[vocabulary, H]`; with a rank r, W D / √(r H) in its place, with
     W `[vocabulary, r]` zero and D `[r, H]` random at the start. h is detached: no gradient leaves the critic.
+
+    Where the parameters are cut over the processes of a run, they are collected for each use.
 
     A bound is needed because the moment distance is linear in f: without it the supremum is infinite.
 
@@ -72,22 +74,28 @@ class Critic(nn.Module):
 
     def hidden(self, states: Tensor) -> Tensor:
         """Return what the head reads: h itself, or D h / √H."""
-        return states if self.down is None else states @ self.down.mT / states.shape[-1] ** 0.5
+        return states if self.down is None else states @ gathered(self.down).mT / states.shape[-1] ** 0.5
 
     def at(self, states: Tensor, tokens: Tensor) -> Tensor:
         """Return f(s, y) of one token a position, `[positions]`."""
-        outputs = (self.hidden(states) * self.weight[tokens]).sum(-1) * self.head.scale
-        return self.bound * torch.tanh(outputs / self.bound)
+        return self._values(states, gathered(self.weight)[tokens])
 
     def steepness(self, states: Tensor, tokens: Tensor) -> Tensor:
         """Return ‖∇_h f(s, y)‖ of one token a position, `[positions]`."""
-        rows = self.weight[tokens]
+        rows = gathered(self.weight)[tokens]
+        values = self._values(states, rows)
         if self.down is not None:
-            rows = rows @ self.down / states.shape[-1] ** 0.5
+            rows = rows @ gathered(self.down) / states.shape[-1] ** 0.5
         length = (rows.square().sum(-1) + 1e-12).sqrt() * self.head.scale
-        return length * (1 - (self.at(states, tokens) / self.bound) ** 2)
+        return length * (1 - (values / self.bound) ** 2)
+
+    def _values(self, states: Tensor, rows: Tensor) -> Tensor:
+        """f at one token a position, of which the rows of W are given."""
+        outputs = (self.hidden(states) * rows).sum(-1) * self.head.scale
+        return self.bound * torch.tanh(outputs / self.bound)
 
     def obliqueness(self) -> Tensor:
         """Return ‖WᵀW − I‖², how far the columns of W are from orthonormal."""
-        gram = self.weight.mT @ self.weight
+        weight = gathered(self.weight)
+        gram = weight.mT @ weight
         return (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).square().sum()

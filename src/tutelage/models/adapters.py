@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import snapshot_download
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
 from tutelage import config
 from tutelage.errors import InputError
+from tutelage.models.sharding import whole_tensors
 from tutelage.models.sources import LIBRARY_ERRORS, Source, locate
 
 if TYPE_CHECKING:
@@ -146,6 +148,8 @@ def is_on(student: config.Model, teacher: config.Model) -> bool:
     """Whether a student's adapter lies on the very model that is the teacher, whose weights are then held once."""
     if student.model is None or teacher.model is None or student.dtype != teacher.dtype:
         return False
+    if isinstance(teacher, config.Teacher) and teacher.quantize != "none":
+        return False
     source = locate(student.model, "student", student.revision)
     if student.adapter is None and not is_adapter(source):
         return False
@@ -160,6 +164,18 @@ def sharing_weights(model: PreTrainedModel) -> PreTrainedModel:
     """Return a second model with the same weights, not copied: one gets an adapter, the other stays what it was."""
     memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, memo)
+
+
+def whole_adapter(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Collect the adapter of a cut model, and nothing of its base, for `save_pretrained(folder, state_dict=…)`.
+
+    Every process calls it, and the first one has the result, on the CPU.
+    """
+    from peft import get_peft_model_state_dict
+
+    state = model.state_dict()
+    chosen = {id(tensor) for tensor in get_peft_model_state_dict(model, state_dict=state).values()}
+    return whole_tensors({name: tensor for name, tensor in state.items() if id(tensor) in chosen})
 
 
 def attach(base: PreTrainedModel, source: Source, *, trainable: bool) -> "PeftModel":

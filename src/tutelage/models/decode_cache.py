@@ -5,6 +5,7 @@ position in its sequence, so sequences of any length stand side by side, and a n
 is done. Columns beyond a sequence's own tokens hold what was left there; the attention mask hides them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,8 @@ class Place:
     width: int = 0
     """Columns in use and one more that no sequence may look at: without a mask, transformers leaves grouped queries to
     an attention kernel that takes five times as long on a CPU."""
+    growths: int = 0
+    """How often a buffer has moved to larger memory."""
 
 
 class SlotCache(Cache):
@@ -42,7 +45,30 @@ class SlotCache(Cache):
 
     def __init__(self, layers: int) -> None:
         self.place = Place()
-        super().__init__(layers=[_SlotLayer(self.place) for _ in range(layers)])
+        self._slots = [_SlotLayer(self.place) for _ in range(layers)]
+        super().__init__(layers=list(self._slots))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of what is kept."""
+        return self._slots[0].buffers[0].states.dtype
+
+    def reserve(self, rows: int, columns: int) -> None:
+        """Have room for so many sequences and columns; prompts have been read before."""
+        for buffer in self._buffers():
+            buffer.fit(buffer.states, rows, columns)
+
+    def move(self, sources: Mapping[int, int]) -> None:
+        """Copy sequences over others; where to is the key, which one is the value."""
+        if not sources:
+            return
+        device = self._slots[0].buffers[0].states.device
+        target, source = (torch.tensor(list(rows), device=device) for rows in (sources.keys(), sources.values()))
+        for buffer in self._buffers():
+            buffer.copy(source, target)
+
+    def _buffers(self) -> "list[_Buffer]":
+        return [buffer for layer in self._slots for buffer in layer.buffers]
 
 
 class _SlotLayer(DynamicLayer):
@@ -56,11 +82,13 @@ class _SlotLayer(DynamicLayer):
         keys, values = self.buffers
         return keys.write(key_states), values.write(value_states)
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Go on with these sequences, in this order."""
-        moved = (beam_idx != torch.arange(len(beam_idx), device=beam_idx.device)).nonzero().squeeze(1)
-        for buffer in self.buffers:
-            buffer.copy(beam_idx[moved], moved)
+    @property
+    def is_compileable(self) -> bool:
+        """Whether transformers makes a mask for one token without asking whether there is anything to mask.
+
+        There always is, and on a GPU the question waits for all work before it.
+        """
+        return self._place.columns is not None
 
     def get_seq_length(self) -> int:
         """Columns before the one that is read next, as the attention mask counts them."""
@@ -83,21 +111,20 @@ class _Buffer:
         place = self._place
         if place.columns is None:
             last, longest = place.first + len(place.origin), new.shape[2]
-            self._fit(new, last, longest)
+            self.fit(new, last, longest)
             self.states[place.first : last, :, :longest] = new[place.origin]
             return new
         count = len(place.columns)
-        self._fit(new, count, place.width)
+        self.fit(new, count, place.width)
         self.states[torch.arange(count, device=new.device), :, place.columns] = new[:, :, 0]
         return self.states[:count, :, : place.width]
 
     def copy(self, source: Tensor, target: Tensor) -> None:
         """Copy sequences."""
-        if len(source):
-            self.states[target, :, : self._place.width] = self.states[source, :, : self._place.width]
+        self.states[target, :, : self._place.width] = self.states[source, :, : self._place.width]
 
-    def _fit(self, new: Tensor, rows: int, columns: int) -> None:
-        """Grow where it is too small: by half and a little, so that it happens rarely."""
+    def fit(self, new: Tensor, rows: int, columns: int) -> None:
+        """Grow where it is too small for states like these: by half and a little, so that it happens rarely."""
         held = self.states
         if rows <= held.shape[0] and columns <= held.shape[2]:
             return
@@ -108,3 +135,4 @@ class _Buffer:
         self.states = new.new_zeros(size)
         if held.numel():
             self.states[: held.shape[0], :, : held.shape[2]] = held
+        self._place.growths += 1

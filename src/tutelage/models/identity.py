@@ -18,7 +18,7 @@ def weights_identity(spec: config.Model, role: str) -> str | None:
     """Return a short name for the weights and sizes of a stored model, the same wherever they lie.
 
     A model of the hub is known by its commit, a folder by the content of its configuration and weights, an adapter
-    by its own and its base's.
+    by its own and its base's. A model that is quantised while it is read is another one than the same with all bits.
 
     Args:
         spec: the model's section of a recipe; `spec.model` is given.
@@ -35,6 +35,8 @@ def weights_identity(spec: config.Model, role: str) -> str | None:
     parts = [_content(source)]
     if adapters.is_adapter(source):
         parts.append(_content(adapters.base_of(source)))
+    if isinstance(spec, config.Teacher) and spec.quantize != "none":
+        parts.append(spec.quantize)
     if None in parts:
         return None
     return _short("".join(map(str, parts)).encode())

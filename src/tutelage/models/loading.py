@@ -17,7 +17,7 @@ from transformers.utils import cached_file
 
 from tutelage import config
 from tutelage.errors import InputError
-from tutelage.models import adapters
+from tutelage.models import adapters, quantising
 from tutelage.models.architecture import auto_class
 from tutelage.models.fresh import fresh_model
 from tutelage.models.pruning import copy_layers
@@ -98,7 +98,7 @@ def load_model(
         assert spec.model is not None
         source = locate(spec.model, role, spec.revision)
         like = None if teacher is None or teacher.device.type != device.type else teacher
-        model = _stored_model(source, role, dtype, spec, like)
+        model = _stored_model(source, role, dtype, device, spec, like)
         if spec.adapter is not None:
             model = cast(PreTrainedModel, adapters.begin(model, source, spec.adapter, seed))
     model = model.to(device).eval()  # pyright: ignore[reportArgumentType]
@@ -155,7 +155,10 @@ def fingerprint(model: torch.nn.Module) -> str:
         persistent buffers; tied weights count once). Neither the device nor the file format matters.
     """
     digest, seen = hashlib.blake2b(digest_size=8), set()
-    for name, weight in sorted(model.state_dict().items()):
+    parts = [
+        (name, part) for name, weight in sorted(model.state_dict().items()) for part in quantising.parts_of(weight)
+    ]
+    for name, weight in parts:
         if (weight.data_ptr(), weight.shape) in seen:
             continue
         seen.add((weight.data_ptr(), weight.shape))
@@ -209,14 +212,22 @@ def _has_files(source: Source, names: tuple[str, ...]) -> bool:
 
 
 def _stored_model(
-    source: Source, role: str, dtype: torch.dtype, spec: config.Model, teacher: PreTrainedModel | None
+    source: Source,
+    role: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    spec: config.Model,
+    teacher: PreTrainedModel | None,
 ) -> PreTrainedModel:
+    check_quantisable(spec, source)
     if not adapters.is_adapter(source):
         if spec.adapter is not None and _is_at(teacher, source, dtype, spec.trust_remote_code):
             return adapters.sharing_weights(teacher)
-        return _weights_at(source, dtype, spec.trust_remote_code)
+        kind = spec.quantize if isinstance(spec, config.Teacher) else "none"
+        return _weights_at(source, dtype, device, spec.trust_remote_code, kind)
     at = adapters.base_of(source)
-    base = adapters.sharing_weights(teacher) if _is_at(teacher, at, dtype, False) else _weights_at(at, dtype, False)
+    shares = _is_at(teacher, at, dtype, False)
+    base = adapters.sharing_weights(teacher) if shares else _weights_at(at, dtype, device, False)
     # A PEFT model is none of transformers' classes, but it answers to all that we ask of one.
     return cast(PreTrainedModel, adapters.attach(base, source, trainable=role == "student"))
 
@@ -227,20 +238,33 @@ def _is_at(
     """Whether a model in memory is what would be loaded from a source."""
     if model is None or is_adapted(model) or "gguf_file" in source.options or model.dtype != dtype:
         return False
+    if quantising.is_quantised(model):
+        return False
     if source.is_local:
         return Path(str(model.name_or_path)).resolve() == Path(source.location).resolve()
     commit = getattr(configuration_at(source, trust_remote_code), "_commit_hash", None)
     return model.name_or_path == source.location and commit is not None and commit == model.config._commit_hash
 
 
-def _weights_at(source: Source, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+def _weights_at(
+    source: Source,
+    dtype: torch.dtype,
+    device: torch.device,
+    trust_remote_code: bool,
+    kind: config.Quantisation = "none",
+) -> PreTrainedModel:
     _check_folder(source)
     options: dict[str, Any] = {**source.options, "trust_remote_code": trust_remote_code}
-    auto = auto_class(configuration_at(source, trust_remote_code), source)
+    settings = configuration_at(source, trust_remote_code)
+    auto, stored = auto_class(settings, source), quantising.stored_method(settings)
     if "gguf_file" in options:
         options["quantization_config"] = GgufConfig(dequantize=True)
     else:
         options["use_safetensors"] = True
+        if stored is not None:
+            quantising.check_library(source, stored)
+        if kind != "none" or stored is not None:
+            options |= quantising.loading_options(kind, dtype, device)
     try:
         model, report = auto.from_pretrained(source.location, dtype=dtype, output_loading_info=True, **options)
     except LIBRARY_ERRORS as error:
@@ -251,7 +275,30 @@ def _weights_at(source: Source, dtype: torch.dtype, trust_remote_code: bool) -> 
             f"lacks {len(names)} weights of a {type(model).__name__} (first: {names[0]}), "
             "which would be random; give the whole language model, its head included"
         )
+    if quantising.is_quantised(model):
+        quantising.settle(model, source, kind)
     return model
+
+
+def check_quantisable(spec: config.Model, source: Source) -> None:
+    """Say before any weights are read that a model cannot be quantised as its section asks for.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if isinstance(spec, config.Teacher) and spec.quantize != "none":
+        is_adapter = adapters.is_adapter(source)
+        stored = None if is_adapter else stored_method_at(source, spec.trust_remote_code)
+        quantising.check_quantisable(source, spec.quantize, is_adapter, stored)
+
+
+def stored_method_at(source: Source, trust_remote_code: bool) -> str | None:
+    """The library that quantised a model, or an adapter's base, before it was stored; `None` for none."""
+    if adapters.is_adapter(source):
+        source, trust_remote_code = adapters.base_of(source), False
+    if "gguf_file" in source.options:
+        return None
+    return quantising.stored_method(configuration_at(source, trust_remote_code))
 
 
 def configuration_at(source: Source, trust_remote_code: bool) -> PreTrainedConfig:

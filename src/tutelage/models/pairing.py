@@ -69,7 +69,7 @@ def pair_notes(
         A line each for a student that is larger than its teacher, and for chat templates that differ.
     """
     notes = []
-    small, large = (sum(p.numel() for p in model.parameters()) for model in (student, teacher))
+    small, large = student.num_parameters(), teacher.num_parameters()  # it knows of weights that share a byte
     if small > large:
         notes.append(
             f"the student has {small:,} parameters and its teacher only {large:,}; are they the right way round?"
@@ -87,6 +87,6 @@ def same_weights_note(student: config.Model, teacher: config.Model) -> str | Non
         return None
     if Path(student.model).expanduser().resolve() != Path(teacher.model).expanduser().resolve():
         return None
-    if student.revision != teacher.revision:
+    if student.revision != teacher.revision or (isinstance(teacher, config.Teacher) and teacher.quantize != "none"):
         return None
     return f"student and teacher are the same model ({student.model}): their divergence begins at zero"

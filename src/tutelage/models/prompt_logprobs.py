@@ -1,8 +1,8 @@
 """What a server says of the tokens of a prompt: read, and refused where it cannot be right."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import NotRequired
+from typing import Any, NotRequired
 
 import numpy as np
 import torch
@@ -78,19 +78,19 @@ def read_scores(
     """
     listed = completion["choices"][0].get("prompt_logprobs") if completion["choices"] else None
     if listed is None:
-        raise _wrong(completion, "it has no prompt_logprobs")
+        raise unusable(completion, "scores", "it has no prompt_logprobs")
     if len(listed) != len(prompt):
-        raise _wrong(completion, f"it has {len(listed)} positions, the prompt {len(prompt)}")
+        raise unusable(completion, "scores", f"it has {len(listed)} positions, the prompt {len(prompt)}")
     entries = [listed[place] or {} for place in places]
     fewest = min((len(entry) for entry in entries), default=top_k)
     if fewest < top_k:
-        raise _wrong(completion, f"it has {fewest} tokens at a position, and {top_k} were asked for")
+        raise unusable(completion, "scores", f"it has {fewest} tokens at a position, and {top_k} were asked for")
     ids, logp = _columns(entries)
     targets = np.array([prompt[place] for place in places])
     own = ids == targets[:, None]
     problem = _problem(ids, logp, own, known)
     if problem:
-        raise _wrong(completion, problem)
+        raise unusable(completion, "scores", problem)
     target_logp = np.take_along_axis(logp, own.argmax(1)[:, None], 1)[:, 0]
     best = np.argsort(-logp, 1, kind="stable")[:, :top_k]
     ids, logp = np.take_along_axis(ids, best, 1), np.take_along_axis(logp, best, 1)
@@ -129,8 +129,15 @@ def _problem(ids: NDArray, logp: NDArray, own: NDArray, known: int) -> str | Non
     return None
 
 
-def _wrong(completion: Completion, problem: str) -> InputError:
+def unusable(answer: Mapping[str, Any], what: str, problem: str) -> InputError:
+    """The error for an answer that cannot be right.
+
+    Args:
+        answer: a server's.
+        what: it tells, such as `scores`.
+        problem: what is wrong about it.
+    """
     return InputError(
-        f"the server answers with scores that cannot be right: {problem} (request {completion.get('id')}); "
+        f"the server answers with {what} that cannot be right: {problem} (request {answer.get('id')}); "
         "nothing of it was used"
     )

@@ -16,7 +16,7 @@ from tutelage import config
 from tutelage.models import adapters
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.loading import device_of, freeze, load_model
-from tutelage.models.sharding import shard
+from tutelage.models.sharding import begin, shard
 from tutelage.models.skeleton import load_skeleton
 from tutelage.models.sources import locate
 from tutelage.world import world
@@ -68,6 +68,7 @@ def load_cut(
         freeze(model)
     shard(model, role, within, device.type)
     _fill(model, plan, weights, buffers, device)
+    begin(model)
     model.generation_config = plan.generation
     return model
 

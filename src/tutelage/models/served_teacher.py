@@ -1,9 +1,10 @@
 """A teacher behind an OpenAI-compatible server, asked for its most probable tokens while the run goes on."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -16,11 +17,13 @@ from tutelage.losses.head import Head
 from tutelage.losses.linear import PointwiseFunction, Scores
 from tutelage.losses.top_k import top_k_divergence
 from tutelage.models.loading import load_tokenizer
-from tutelage.models.prompt_logprobs import COMPLETION, Columns, read_scores, request
-from tutelage.models.server_probes import Fingerprint, Probes
+from tutelage.models.prompt_logprobs import Columns, read_scores
+from tutelage.models.server_probes import Fingerprint, Probes, agreed_on
+from tutelage.models.server_protocols import PROTOCOLS
 from tutelage.models.serving import Servers
 from tutelage.models.teachers import Teacher
-from tutelage.rollouts.rollout import Rollout
+from tutelage.rollouts.rollout import Ids, Rollout
+from tutelage.world import world
 
 STARTUP = 60.0
 """Most seconds to wait for the servers before a run begins."""
@@ -30,7 +33,8 @@ class ServedTeacher(Teacher):
     """A teacher that is served: it can be compared with on any text, and nothing more.
 
     Making one asks every server whether it is the right one: that it knows the model, gives prompt log-probabilities
-    of token ids, as many as are wanted, and cuts text as the tokenizer here does.
+    of token ids, as many as are wanted, and cuts text as the tokenizer here does. Of several processes the first one
+    asks, and the others see that they reach the same model.
 
     Args:
         spec: where it is served, under which name, and what is asked of it.
@@ -48,12 +52,16 @@ class ServedTeacher(Teacher):
         self.top_k = min(spec.top_k, self.vocabulary)
         """Tokens that it is asked for at a position."""
         self._servers = Servers(spec, report)
-        probes = Probes(spec.model, self.tokenizer, self.top_k, self.vocabulary)
+        self._protocol = PROTOCOLS[spec.protocol]
+        self._told: dict[_Question, futures.Future[Columns]] = {}
+        probes, patience = Probes(spec, self.tokenizer, self.top_k, self.vocabulary), min(STARTUP, spec.patience)
+        run, each, everyone = self._servers.run, self._servers.each, world()
         try:
-            found = self._servers.run(self._servers.each(probes.look_at, min(STARTUP, spec.patience)))
+            probes.first = everyone.main_does(lambda: agreed_on(run(each(probes.look_at, patience))))
+            everyone.agreed(lambda: everyone.is_main or run(each(probes.check, patience)))
         except ConnectionError as error:
             raise InputError(f"{error}; start it, or look at teacher.url") from None
-        self.fingerprint: Fingerprint = probes.agreed(found)
+        self.fingerprint: Fingerprint = probes.first
         """What tells it from other models."""
         self._servers.trust(probes.check)
         self.seconds = 0.0
@@ -91,32 +99,66 @@ class ServedTeacher(Teacher):
     ) -> Scores:
         """Compare on the teacher's most probable tokens and one bucket for all others, as `top_k_divergence` does.
 
-        Every sequence is a request; all of them are sent at once.
+        What `ask_ahead` has asked about is not asked again. Every other sequence is a request, sent at once.
 
         Raises:
             InputError: a server refuses a request, or answers with what cannot be right, or serves another model now.
             ConnectionError: the servers have not answered for `patience` seconds; the run may go on another time.
         """
-        start = time.perf_counter()
         vocabulary = options.get("vocabulary") or min(student_head.vocabulary, self.vocabulary)
         ids, logp, target = (column.to(student_hidden.device) for column in self.scores(rollout, vocabulary))
-        self.seconds += time.perf_counter() - start
         options["vocabulary"] = vocabulary
         scores = top_k_divergence(student_hidden, student_head, ids, logp, divergence, **options)
         return scores if options.get("targets") is None else replace(scores, teacher_logp=target)
 
+    def ask_ahead(self, rollout: Rollout, vocabulary: int, *, wait: bool = False) -> None:
+        """Send the requests about a text now: until the next call, `compare` waits for what is not answered yet only.
+
+        So the servers work while the student does. Models that are cut over the processes of a run make their passes in
+        all of them at once, and none may fail in between: these wait here for all answers.
+
+        Args:
+            rollout: all that is compared next, in any parts.
+            vocabulary: leading ids that are compared.
+            wait: for all answers.
+
+        Raises:
+            InputError: with `wait`, as `compare` does.
+            ConnectionError: likewise.
+        """
+        before, asked = self._told, _questions(rollout, vocabulary)
+        self._told = {one: before.get(one) or self._servers.start(self._ask(one)) for one in asked}
+        for question in before.keys() - self._told.keys():
+            before[question].cancel()
+        if wait:
+            self._answers(asked)
+
     def scores(self, rollout: Rollout, vocabulary: int) -> Columns:
         """Return the most probable tokens at each masked position, as `read_scores` does."""
-        rows = [_asked(rollout, row) for row, positions in enumerate(rollout.positions_of) if positions]
-        bodies = [request(self._name, prompt, self.top_k) for prompt, _ in rows]
-        answers = self._servers.run(self._servers.ask("/completions", bodies, COMPLETION))
         empty = (torch.zeros(0, self.top_k, dtype=torch.long), torch.zeros(0, self.top_k), torch.zeros(0))
-        sizes = {"top_k": self.top_k, "known": self.vocabulary, "vocabulary": vocabulary}
-        parts = [
-            read_scores(answer, prompt, places, **sizes) for answer, (prompt, places) in zip(answers, rows, strict=True)
-        ]
+        parts = self._answers(_questions(rollout, vocabulary))
         ids, logp, target = (torch.cat(columns) for columns in zip(empty, *parts, strict=True))
         return ids, logp, target
+
+    def _answers(self, asked: Sequence["_Question"]) -> list[Columns]:
+        begun = time.perf_counter()
+        told = {one: self._told.get(one) or self._servers.start(self._ask(one)) for one in asked}
+        try:
+            for done in futures.wait(told.values(), return_when=futures.FIRST_EXCEPTION).done:
+                done.result()
+        except BaseException:
+            for future in (*told.values(), *self._told.values()):
+                future.cancel()
+            self._told = {}
+            raise
+        self.seconds += time.perf_counter() - begun
+        return [told[one].result() for one in asked]
+
+    async def _ask(self, question: "_Question") -> Columns:
+        """Ask, and read the answer when it comes: as JSON it takes many times the room."""
+        ids, places, vocabulary = question
+        answer = await self._protocol.scores(self._servers.ask_one, self._name, ids, places[0], self.top_k)
+        return read_scores(answer, ids, places, top_k=self.top_k, known=self.vocabulary, vocabulary=vocabulary)
 
 
 def same_teacher(now: str | Mapping[str, Any], before: str | Mapping[str, Any]) -> bool:
@@ -130,11 +172,25 @@ def same_teacher(now: str | Mapping[str, Any], before: str | Mapping[str, Any]) 
     return now == before
 
 
-def _asked(rollout: Rollout, row: int) -> tuple[tuple[int, ...], list[int]]:
-    """The ids to send of a sequence, up to the last token in the loss; and the places of those."""
-    prompt = rollout.prompts[row]
-    places = [len(prompt) + at for at, seen in enumerate(rollout.masks[row]) if seen]
-    return (prompt + rollout.responses[row])[: places[-1] + 1], places
+class _Question(NamedTuple):
+    """What is asked about a sequence."""
+
+    ids: Ids
+    """Up to the last token in the loss."""
+    places: tuple[int, ...]
+    """Those of the tokens in the loss."""
+    vocabulary: int
+    """Leading ids that are compared."""
+
+
+def _questions(rollout: Rollout, vocabulary: int) -> list[_Question]:
+    """About the sequences with something in the loss."""
+    found = []
+    for prompt, response, mask in zip(rollout.prompts, rollout.responses, rollout.masks, strict=True):
+        places = tuple(len(prompt) + at for at, seen in enumerate(mask) if seen)
+        if places:
+            found.append(_Question((prompt + response)[: places[-1] + 1], places, vocabulary))
+    return found
 
 
 def _no_states() -> InputError:

@@ -8,8 +8,11 @@ from pydantic import TypeAdapter
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import TypedDict  # pydantic does not take that of typing before Python 3.12
 
+from tutelage.config import Teacher
 from tutelage.errors import InputError
+from tutelage.models.pairing import fewest
 from tutelage.models.prompt_logprobs import COMPLETION, Completion, read_scores, request
+from tutelage.models.server_protocols import PROTOCOLS
 from tutelage.models.serving import Refused, Server, all_of
 from tutelage.models.vocabulary import PROBE, TEXT_ONLY, shown
 
@@ -72,20 +75,36 @@ class Fingerprint:
         return len(self.logps) == len(other.logps) and sum(gaps) <= NEAR * len(gaps)
 
 
+def agreed_on(found: Sequence[Fingerprint]) -> Fingerprint:
+    """Return what all servers agree in, with the shortest of their lengths.
+
+    Raises:
+        InputError: they serve different models.
+    """
+    if not all(one.is_near(found[0]) for one in found):
+        raise InputError(
+            "the servers of teacher.url give one text different log-probabilities: they do not serve the same model"
+        )
+    return Fingerprint(fewest(*(one.max_length for one in found)), found[0].logps)
+
+
 class Probes:
     """Looks at the servers of one model.
 
     Args:
-        model: the name that it is served under.
+        spec: the name that it is served under, and the protocol.
         tokenizer: its tokenizer, as it is here.
         top_k: tokens wanted at a position.
         known: ids that the tokenizer knows.
     """
 
-    def __init__(self, model: str, tokenizer: PreTrainedTokenizerBase, top_k: int, known: int) -> None:
-        self._model, self._tokenizer, self._top_k, self._known = model, tokenizer, top_k, known
+    def __init__(self, spec: Teacher, tokenizer: PreTrainedTokenizerBase, top_k: int, known: int) -> None:
+        assert spec.model is not None
+        self._model, self._protocol = spec.model, spec.protocol
+        self._tokenizer, self._top_k, self._known = tokenizer, top_k, known
         self._ids = self._encoded(TEXT)[:LONGEST]
-        self._first: Fingerprint | None = None
+        self.first: Fingerprint | None = None
+        """What was found first; later looks are compared with it."""
 
     async def look_at(self, server: Server) -> Fingerprint:
         """Look at a server for the first time.
@@ -100,21 +119,8 @@ class Probes:
                 "give the name that it serves the teacher under as teacher.model"
             )
         await self._compare_tokenizers(server)
-        return Fingerprint(served[self._model], await self._logps(server, self._top_k))
-
-    def agreed(self, found: Sequence[Fingerprint]) -> Fingerprint:
-        """Return what all servers agree in, with the shortest of their lengths; later looks are compared with it.
-
-        Raises:
-            InputError: they serve different models.
-        """
-        if not all(one.is_near(found[0]) for one in found):
-            raise InputError(
-                "the servers of teacher.url give one text different log-probabilities: they do not serve the same model"
-            )
-        lengths = [one.max_length for one in found if one.max_length is not None]
-        self._first = Fingerprint(min(lengths, default=None), found[0].logps)
-        return self._first
+        length, spared = served[self._model], PROTOCOLS[self._protocol].spared
+        return Fingerprint(length and length - spared, await self._logps(server, self._top_k))
 
     async def check(self, server: Server) -> None:
         """Look at a server again.
@@ -123,20 +129,20 @@ class Probes:
             InputError: it is not what it was.
         """
         now = Fingerprint(None, await self._logps(server, 1))
-        if self._first is not None and not now.is_near(self._first):
+        if self.first is not None and not now.is_near(self.first):
             raise InputError(
                 f"the server at {server.url} gives other log-probabilities than the teacher that this run began with; "
                 "serve that one again, and the same command goes on from the last checkpoint"
             )
 
     async def _logps(self, server: Server, top_k: int) -> list[float]:
-        body = request(self._model, self._ids, top_k)
         try:
-            completion = await server.ask("/completions", body, COMPLETION)
+            completion = await PROTOCOLS[self._protocol].scores(server.ask, self._model, self._ids, 1, top_k)
         except Refused as error:
             raise InputError(
                 f"{error}; a teacher has to give log-probabilities of prompts of token ids, {top_k} at a position: "
-                f"start it with --max-logprobs {top_k} (vLLM), or lower teacher.top_k"
+                f"start it with --max-logprobs {top_k} (vLLM), or lower teacher.top_k; teacher.protocol is "
+                f"{self._protocol}"
             ) from None
         self._check_count(server, completion, top_k)
         places = range(1, len(self._ids))
@@ -147,8 +153,9 @@ class Probes:
         listed = [one for choice in completion["choices"] for one in choice.get("prompt_logprobs") or () if one]
         if not listed:
             raise InputError(
-                f"the server at {server.url} gives no log-probabilities of prompts (vLLM's prompt_logprobs), which a "
-                "served teacher needs; serve it with vLLM, or have it in this process"
+                f"the server at {server.url} gives no log-probabilities of prompts in the way of teacher.protocol "
+                f"({self._protocol}), which a served teacher needs; serve it with vLLM, or with SGLang and "
+                "teacher.protocol: sglang, or have it in this process"
             )
         fewest = min(map(len, listed))
         if fewest < top_k:
@@ -174,6 +181,8 @@ class Probes:
         try:
             return (await server.ask("/../tokenize", body, _TOKENIZED))["tokens"]
         except Refused:
+            if self._protocol == "sglang":
+                raise
             return await self._as_prompt(server, text, self._encoded(text))
 
     async def _as_prompt(self, server: Server, text: str, own: Sequence[int]) -> list[int]:

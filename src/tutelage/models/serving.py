@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +17,7 @@ from tutelage import config
 from tutelage.config_sampler import Sampling
 from tutelage.errors import InputError
 from tutelage.redaction import redacted_text
+from tutelage.world import limit, world
 
 if TYPE_CHECKING:
     import httpx
@@ -136,7 +138,7 @@ class Servers:
         report: told now and then what is waited for.
 
     Raises:
-        InputError: the extra 'served' is not installed.
+        InputError: the extra 'served' is not installed, or the other processes of the run do not wait that long.
     """
 
     def __init__(self, spec: config.Teacher | Sampling, report: Callable[[str], None]) -> None:
@@ -145,6 +147,11 @@ class Servers:
             import stamina  # noqa: F401
         except ImportError:
             raise InputError("asking a server (url) needs: pip install 'tutelage[served]'") from None
+        if world().size > 1 and spec.patience >= limit().total_seconds():
+            raise InputError(
+                f"patience with a server (url) is {spec.patience:g} s, and the processes of a run wait "
+                f"{limit().total_seconds():g} s for one another; lower it, or raise TUTELAGE_TIMEOUT_MINUTES"
+            )
         secret = os.environ.get(spec.key_variable)
         logging.getLogger("stamina").addHandler(logging.NullHandler())  # what it says by default says nothing here
         self.report, self._patience, self._said = report, spec.patience, -float("inf")
@@ -160,9 +167,13 @@ class Servers:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True, name="servers").start()
 
+    def start(self, work: Coroutine[Any, Any, Value]) -> Future[Value]:
+        """Do something in the thread that talks to the servers, and go on meanwhile."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
     def run(self, work: Coroutine[Any, Any, Value]) -> Value:
         """Do something in the thread that talks to the servers, and wait for it; leaving earlier ends it there."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        future = self.start(work)
         try:
             return future.result()
         except BaseException:
@@ -195,13 +206,13 @@ class Servers:
             ConnectionError: one was not answered within `patience` seconds.
             InputError: a server refuses one, or answers otherwise than in this shape, or does not pass the check.
         """
+        return await all_of([self.ask_one(path, body, shape) for body in bodies])
+
+    async def ask_one(self, path: str, body: Json, shape: TypeAdapter[Value]) -> Value:
+        """Send one of them."""
         urls = " and ".join(server.url for server in self.all)
-
-        async def answer(body: Json) -> Value:
-            async with self._slots:
-                return await self._patiently(partial(self._once, path, body, shape), urls, self._patience)
-
-        return await all_of([answer(body) for body in bodies])
+        async with self._slots:
+            return await self._patiently(partial(self._once, path, body, shape), urls, self._patience)
 
     async def _once(self, path: str, body: Json, shape: TypeAdapter[Value]) -> Value:
         """Ask the server that is likeliest to answer soon."""

@@ -7,7 +7,7 @@ from tutelage import config
 from tutelage.models import adapters
 from tutelage.models.architecture import auto_class
 from tutelage.models.fresh import fresh_model
-from tutelage.models.loading import configuration_at, refuse_served
+from tutelage.models.loading import check_quantisable, configuration_at, refuse_served
 from tutelage.models.pruning import copy_layers
 from tutelage.models.sources import Source, locate
 
@@ -43,6 +43,7 @@ def load_skeleton(
             return fresh_model(spec.from_config, role, dtype, 0, tokenizer)
         assert spec.model is not None
         source = locate(spec.model, role, spec.revision)
+        check_quantisable(spec, source)
         if adapters.is_adapter(source):
             adapters.check_installed(source)
             source = adapters.base_of(source)

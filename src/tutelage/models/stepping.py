@@ -34,26 +34,45 @@ class SlotStepper:
     def __init__(self, model: LanguageModel, layers: int) -> None:
         self._network = model.network.base_model
         self._cache = SlotCache(layers)
-        self._lengths = torch.zeros(0, dtype=torch.long, device=model.device)
-        self._longest = 0
+        self.lengths = torch.zeros(0, dtype=torch.long, device=model.device)
+        """Tokens of each sequence."""
+        self._steps, self._ahead = 0, list[int]()  # each one's length less the steps so far: no need to ask the device
+
+    @property
+    def width(self) -> int:
+        """Columns that the next step looks at."""
+        return self._longest + 2
+
+    @property
+    def cache(self) -> SlotCache:
+        """What has been read."""
+        return self._cache
 
     def read(self, prompts: Sequence[Ids]) -> Float[Tensor, "prompts width"]:
         """Read prompts, each a new sequence at the end of the batch; equal prompts are read once."""
-        different, origin = _different(prompts, self._lengths.device)
-        ids, mask = pad(different, "right", self._lengths.device)  # causal attention never looks at what follows
+        different, origin = _different(prompts, self.lengths.device)
+        ids, mask = pad(different, "right", self.lengths.device)  # causal attention never looks at what follows
         place = self._cache.place
-        place.first, place.origin, place.columns = len(self._lengths), origin, None
+        place.first, place.origin, place.columns = len(self.lengths), origin, None
         states = self._network(input_ids=ids, past_key_values=self._cache, use_cache=True).last_hidden_state
         lengths = mask.sum(-1)
-        self._lengths = torch.cat([self._lengths, lengths[origin]])
-        self._longest = max(self._longest, ids.shape[1])
+        self.lengths = torch.cat([self.lengths, lengths[origin]])
+        self._ahead += [len(prompt) - self._steps for prompt in prompts]
         return states[torch.arange(len(ids), device=ids.device), lengths - 1][origin]
 
     def step(self, tokens: Int[Tensor, " sequences"]) -> Float[Tensor, "sequences width"]:
         """Read one token of each sequence."""
-        place, columns = self._cache.place, self._lengths
-        place.columns, place.width = columns, self._longest + 2
-        seen = torch.arange(place.width, device=columns.device) <= columns[:, None]
+        states = self.look(tokens, self.lengths, self.width)
+        self.advance()
+        return states
+
+    def look(
+        self, tokens: Int[Tensor, " sequences"], columns: Int[Tensor, " sequences"], width: int
+    ) -> Float[Tensor, "sequences width"]:
+        """Read one token of each sequence into a column of its own, looking at so many columns; `advance` follows."""
+        place = self._cache.place
+        place.columns, place.width = columns, width
+        seen = torch.arange(width, device=columns.device) <= columns[:, None]
         output = self._network(
             input_ids=tokens[:, None],
             attention_mask=seen.long(),
@@ -61,15 +80,24 @@ class SlotStepper:
             past_key_values=self._cache,
             use_cache=True,
         )
-        self._lengths, self._longest = columns + 1, self._longest + 1
         return output.last_hidden_state[:, -1]
+
+    def advance(self) -> None:
+        """Every sequence has one more token."""
+        self.lengths = self.lengths + 1
+        self._steps += 1
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """Go on with these sequences only, in this order."""
+        order = rows.tolist()
         self._cache.place.width = self._longest
-        self._cache.reorder_cache(cast(torch.LongTensor, rows))
-        self._lengths = self._lengths[rows]
-        self._longest = int(self._lengths.max()) if len(rows) else 0
+        self._cache.move({row: source for row, source in enumerate(order) if row != source})
+        self.lengths = self.lengths[rows]
+        self._ahead = [self._ahead[row] for row in order]
+
+    @property
+    def _longest(self) -> int:
+        return self._steps + max(self._ahead, default=-self._steps)
 
 
 class BatchStepper:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
-from torch import nn
+from transformers import PreTrainedModel
 
 from tutelage.data import Examples
 from tutelage.models.bridge import BridgedTeacher
@@ -85,9 +85,9 @@ def read_record(folder: Path) -> RunRecord | None:
         return None
 
 
-def parameters(model: nn.Module) -> int:
+def parameters(model: PreTrainedModel) -> int:
     """The number of a model's weights."""
-    return sum(p.numel() for p in model.parameters())
+    return model.num_parameters()
 
 
 def _counts(examples: Examples) -> Counts:

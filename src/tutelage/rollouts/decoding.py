@@ -1,13 +1,14 @@
 """Letting a model write: sampled and greedy text by our own loop, beam search by transformers' `generate`."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 
 from tutelage.config import Decoding
 from tutelage.losses.product import product
+from tutelage.models.captured import CapturedSteps, captured_steps
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.sharding import whole
 from tutelage.models.stepping import stepper
@@ -24,10 +25,18 @@ class OneModel:
         model: who writes.
         temperature: divides the logits.
         vocabulary: ids from this one on are never written.
+        captured: its captured steps, where it has some.
     """
 
-    def __init__(self, model: LanguageModel, temperature: float = 1.0, vocabulary: int | None = None) -> None:
-        self._stepper = stepper(model)
+    def __init__(
+        self,
+        model: LanguageModel,
+        temperature: float = 1.0,
+        vocabulary: int | None = None,
+        captured: CapturedSteps | None = None,
+    ) -> None:
+        self._stepper = stepper(model) if captured is None else captured.slots
+        self._captured = captured
         self._head = model.head.gathered().narrow(vocabulary or model.head.vocabulary)
         self._temperature = temperature
 
@@ -42,6 +51,8 @@ class OneModel:
 
     def step(self, tokens: Tensor) -> Tensor:
         """Read one token of each sequence; return the logits of the next."""
+        if self._captured is not None:
+            return self._captured.step(tokens, self._logits, (self._temperature, self._head.vocabulary))
         return self._logits(self._stepper.step(tokens))
 
     def keep(self, rows: Tensor) -> None:
@@ -91,7 +102,7 @@ def decode(
     Args:
         model: who writes; its `stop_ids` end a response and are part of it.
         prompts: ids, none of them empty.
-        decoding: strategy, temperature, truncation, length, batch size, backend.
+        decoding: strategy, temperature, truncation, length, batch size, backend, CUDA graphs.
         seed: the run's seed.
         places: what distinguishes the draws of one prompt from another's, such as (step, row).
         items: which row of the data each prompt is, for the rollout.
@@ -112,17 +123,19 @@ def decode(
     def written(prompts: list[Ids], places: list[Place]) -> Written:
         if decoding.strategy == "beam" or decoding.backend == "generate":
             return generate(model, prompts, places, decoding, seed=seed, vocabulary=vocabulary, on_progress=on_progress)
-        return write(
-            OneModel(model, decoding.temperature if decoding.strategy == "sample" else 1.0, vocabulary),
-            prompts,
-            places,
-            decoding,
-            stop_ids=model.stop_ids,
-            seed=seed,
-            device=model.device,
-            on_progress=on_progress,
-            histories=[()] * len(prompts) if model.is_encoder_decoder else prompts,
-        )
+        temperature = decoding.temperature if decoding.strategy == "sample" else 1.0
+        with captured_steps(model) if decoding.cuda_graphs else nullcontext() as captured:
+            return write(
+                OneModel(model, temperature, vocabulary, captured),
+                prompts,
+                places,
+                decoding,
+                stop_ids=model.stop_ids,
+                seed=seed,
+                device=model.device,
+                on_progress=on_progress,
+                histories=[()] * len(prompts) if model.is_encoder_decoder else prompts,
+            )
 
     with evaluating(model):
         responses, logps = shared_out(written, prompts, places)

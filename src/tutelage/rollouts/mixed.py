@@ -58,7 +58,7 @@ class MixedPolicy:
     def keep(self, rows: Tensor) -> None:
         """Go on with these sequences only, in this order."""
         self._student.keep(rows)
-        self._teacher.keep(rows.to(self._teacher_device))
+        self._teacher.keep(rows)
 
     def _mixed(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         student, teacher = softmax_(student_logits), softmax_(teacher_logits).to(student_logits)

@@ -10,13 +10,14 @@ from tutelage.data import Example
 from tutelage.evaluation.sequences import token_logps
 from tutelage.models.language_model import LanguageModel
 from tutelage.randomness import generator
-from tutelage.rollouts.decoding import evaluating, places_of, shared_out
+from tutelage.rollouts.decoding import evaluating, places_of
 from tutelage.rollouts.rollout import LOG_WEIGHT, Ids, Rollout
 from tutelage.rollouts.samplers import Stateless, several
 from tutelage.rollouts.served_text import read_response, request
 from tutelage.rollouts.state_weights import state_weights
 from tutelage.rollouts.student_servers import StudentServers
 from tutelage.rollouts.writing import Place, Written
+from tutelage.world import world
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class ServedStudentSampler(Stateless):
     def sample(self, examples: Sequence[Example], step: int) -> Rollout:
         """Hand the weights over, and write the responses to each prompt, those to the same one after the other.
 
+        Of several processes the first one asks for the text, and all of them get it.
+
         Raises:
             InputError: a server refuses a request, or answers with what cannot be right.
             ConnectionError: the servers have not answered for `patience` seconds; the run may go on another time.
@@ -52,7 +55,7 @@ class ServedStudentSampler(Stateless):
         self.servers.update(self.student, step)
         asked = several(examples, step, self.samples)
         places = places_of(asked["prompts"], asked["places"], self.student)
-        responses, logps = shared_out(self._written, asked["prompts"], places)
+        responses, logps = world().main_does(lambda: self._written(asked["prompts"], places))
         rollout = Rollout.of(asked["prompts"], responses, writer="student", items=asked["items"], logps=logps)
         return self._weighed(rollout) if self.servers.spec.max_staleness else rollout
 
@@ -66,7 +69,7 @@ class ServedStudentSampler(Stateless):
         logs = [[math.log(max(weight, sys.float_info.min)) for weight in row] for row in weights]
         return rollout.with_values(**{LOG_WEIGHT: logs})
 
-    def _written(self, prompts: list[Ids], places: list[Place]) -> Written:
+    def _written(self, prompts: Sequence[Ids], places: Sequence[Place]) -> Written:
         rows, stop_ids = self.student.head.vocabulary, self.student.stop_ids
         vocabulary = self.vocabulary or rows
         bodies = [

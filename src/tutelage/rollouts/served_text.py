@@ -7,8 +7,7 @@ from pydantic import ConfigDict, TypeAdapter
 from typing_extensions import TypedDict  # pydantic does not take that of typing before Python 3.12
 
 from tutelage.config import Decoding
-from tutelage.errors import InputError
-from tutelage.models.prompt_logprobs import FLOOR, ROUNDING
+from tutelage.models.prompt_logprobs import FLOOR, ROUNDING, unusable
 from tutelage.rollouts.rollout import Ids
 
 NEVER = -100
@@ -101,15 +100,15 @@ def read_response(
     ((5, 1), (-0.5, -0.25))
     """
     if len(written["choices"]) != 1:
-        raise _wrong(written, f"it has {len(written['choices'])} responses, and one was asked for")
+        raise unusable(written, "text", f"it has {len(written['choices'])} responses, and one was asked for")
     choice = written["choices"][0]
     ids, scores = choice.get("token_ids"), choice.get("logprobs")
     if ids is None or scores is None:
-        raise _wrong(written, f"it has no {'token_ids' if ids is None else 'logprobs'}")
+        raise unusable(written, "text", f"it has no {'token_ids' if ids is None else 'logprobs'}")
     logps = scores["token_logprobs"]
     problem = _problem(ids, logps, longest, stop_ids, vocabulary)
     if problem:
-        raise _wrong(written, problem)
+        raise unusable(written, "text", problem)
     return tuple(ids), tuple(min(logp, 0.0) for logp in logps)
 
 
@@ -129,10 +128,3 @@ def _problem(
     if max(logps) > ROUNDING or min(logps) < FLOOR:
         return f"it has drawn a token with a log-probability of {max(logps) if max(logps) > 0 else min(logps):.4g}"
     return None
-
-
-def _wrong(written: Written, problem: str) -> InputError:
-    return InputError(
-        f"the server answers with text that cannot be right: {problem} (request {written.get('id')}); "
-        "nothing of it was used"
-    )

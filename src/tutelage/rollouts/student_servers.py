@@ -3,6 +3,9 @@
 A version of the weights is a folder that the servers read (`/collective_rpc` with `reload_weights`), and a label
 (`/update_weight_version`) that a server loses when it starts anew. A server that is found without the label, at
 whatever request, is given the weights again before it is asked for text.
+
+Of several processes the first one alone talks to the servers, so that nobody gives one new weights while it writes for
+another; the others take part in what needs all of them, which is a student that is cut.
 """
 
 import re
@@ -23,13 +26,14 @@ from typing_extensions import TypedDict  # pydantic does not take that of typing
 from tutelage.config import Decoding
 from tutelage.config_sampler import Sampling
 from tutelage.errors import InputError
+from tutelage.models.gathering import write_model
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.pairing import fewest
 from tutelage.models.prompt_logprobs import COMPLETION, read_scores
 from tutelage.models.prompt_logprobs import request as scores_request
 from tutelage.models.server_probes import LONGEST, MODELS, TEXT
 from tutelage.models.serving import Passing, Refused, Server, Servers
-from tutelage.models.sharding import is_sharded, whole_tensors
+from tutelage.models.sharding import is_sharded
 from tutelage.rollouts.decoding import evaluating
 from tutelage.rollouts.rollout import Ids, Rollout
 from tutelage.rollouts.sampling import logp_of
@@ -103,18 +107,16 @@ class StudentServers:
     ) -> None:
         assert spec.model is not None
         self.name, self.spec, self._folder = spec.model, spec, folder.absolute() / "student"
-        _check_emptiable(self._folder)
         self._probe: Ids = tuple(tokenizer.encode(TEXT, add_special_tokens=False)[:LONGEST])
         self._servers = Servers(spec, report)
         try:
-            lengths = self._servers.run(self._servers.each(self._look_at, min(STARTUP, spec.patience)))
+            self._run, self.max_length = world().main_does(self._first_look)
         except ConnectionError as error:
             raise InputError(f"{error}; start it, or look at sampler.url") from None
-        self.max_length = fewest(*lengths)
         """Most tokens that a server reads and writes together, `None` where none says."""
         self._version: Version | None = None
         self._left_behind: Callable[[], object] | None = None
-        self._run, self._number, self._vocabulary = secrets.token_hex(4), 0, 0
+        self._number = self._vocabulary = self._given = 0
         self._handed_over_at = 0
         self.behind = 0
         """Optimiser steps that the student had made, when text was written last, since its weights were handed over."""
@@ -137,7 +139,7 @@ class StudentServers:
         """
         self.behind = step - self._handed_over_at
         if self._version is not None and 0 < self.behind <= self.spec.max_staleness:
-            world().main_does(lambda: self._on_each(self._bring_up_to_date))  # one may have started anew meanwhile
+            world().main_does(self._bring_all_up_to_date)  # one may have started anew meanwhile
             return
         logps = self._own_logps(student)
         if self._version is None:
@@ -148,17 +150,20 @@ class StudentServers:
         self._handed_over_at, self.behind = step, 0
 
     def write(self, bodies: Sequence[Mapping[str, Any]]) -> list[Written]:
-        """Send requests for text; return the answers in their order.
+        """Send requests for text; return the answers in their order. The first process alone may do so.
 
-        Where a server starts anew meanwhile, and others have written all there was, everything is written again.
+        Where a server has started anew meanwhile, everything is written again: it may have written with other weights
+        before that was noticed.
 
         Raises:
             InputError: a server refuses one, or has other weights afterwards than it was given.
             ConnectionError: one was not answered within `patience` seconds.
         """
         while True:
+            given = self._given
             written = self._servers.run(self._servers.ask("/completions", bodies, WRITTEN))
-            if not any(self._on_each(self._has_started_anew)):
+            self._on_each(self._see_to_weights)
+            if self._given == given:
                 return written
 
     def close(self) -> None:
@@ -168,24 +173,25 @@ class StudentServers:
 
     def _publish(self, student: LanguageModel, logps: tuple[float, ...], tolerance: float) -> None:
         """Write the weights down, and have every server read them."""
-        model, self._vocabulary = student.model, student.head.vocabulary
-        tensors = whole_tensors(model.state_dict()) if is_sharded(model) else None
+        model, everyone, before = student.model, world(), self._version
+        if before is None:
+            everyone.main_does(self._empty_folder)
         self._number += 1
+        label = f"{self._run}-{self._number}"
+        folder = self._folder / label  # unlike those of any other run that was given the same folder
+        write_model(model, folder) if is_sharded(model) else everyone.main_does(lambda: model.save_pretrained(folder))
+        self._version, self._vocabulary = Version(label, folder, logps, tolerance), student.head.vocabulary
+        everyone.main_does(self._bring_all_up_to_date)
+        if before is not None:
+            everyone.main_does(lambda: shutil.rmtree(before.folder, ignore_errors=True))
 
-        def handed_over() -> Version:
-            before, label = self._version, f"{self._run}-{self._number}"
-            folder = self._folder / label  # unlike those of any other run that was given the same folder
-            if before is None:
-                shutil.rmtree(self._folder, ignore_errors=True)  # what a run that was killed has left
-                self._left_behind = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-            model.save_pretrained(folder, state_dict=tensors)
-            self._version = Version(label, folder, logps, tolerance)
-            self._on_each(self._bring_up_to_date)
-            if before is not None:
-                shutil.rmtree(before.folder, ignore_errors=True)
-            return self._version
+    def _empty_folder(self) -> None:
+        """Take away what a run that was killed has left there, and later what this one leaves."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._left_behind = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
-        self._version = world().main_does(handed_over)
+    def _bring_all_up_to_date(self) -> None:
+        self._on_each(self._bring_up_to_date)
         self._servers.trust(self._bring_up_to_date)
 
     def _on_each(self, action: Callable[[Server], Awaitable[Value]]) -> list[Value]:
@@ -211,6 +217,7 @@ class StudentServers:
             )
 
     async def _reload(self, server: Server, version: Version) -> None:
+        self._given += 1
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(version.folder)}}
         try:
             await server.ask("/../collective_rpc", body, _ANYTHING)
@@ -227,22 +234,26 @@ class StudentServers:
             raise Passing("it still holds what it read with older weights")
         await server.ask("/../update_weight_version", {"new_version": version.label}, _ANYTHING)
 
-    async def _has_started_anew(self, server: Server) -> bool:
-        """Whether a server had lost the weights that it was given; it has them again then."""
+    async def _see_to_weights(self, server: Server) -> None:
+        """Give a server that has started anew, and so lost the weights that it was given, these again."""
         assert self._version is not None
         label = await self._label(server)
-        if label == self._version.label:
-            return False
-        if not server.failed:
+        if label != self._version.label and not server.failed:
             raise InputError(
                 f"the server at {server.url} has other weights ('{label}') than this run gave it "
                 f"('{self._version.label}'); a server of sampler.url belongs to one run. Nothing that it wrote was used"
             )
-        await self._bring_up_to_date(server)
-        return True
+        if label != self._version.label:
+            await self._bring_up_to_date(server)
 
     async def _label(self, server: Server) -> str:
         return (await server.ask("/../weight_info", None, _LABEL))["weight_version"]
+
+    def _first_look(self) -> tuple[str, int | None]:
+        """A name for this run, and the smallest length that the servers tell."""
+        _check_emptiable(self._folder)
+        patience = min(STARTUP, self.spec.patience)
+        return secrets.token_hex(4), fewest(*self._servers.run(self._servers.each(self._look_at, patience)))
 
     async def _look_at(self, server: Server) -> int | None:
         """Look at a server for the first time; return the length that it tells."""

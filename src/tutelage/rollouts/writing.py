@@ -40,7 +40,7 @@ class Policy(Protocol):
         ...
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these sequences only, in this order."""
+        """Go on with these sequences only, in this order; they are numbered on the CPU."""
         ...
 
 
@@ -77,11 +77,13 @@ def write(
     rows = chosen = torch.zeros(0, dtype=torch.long, device=device)
     open_rows = torch.ones(0, dtype=torch.bool, device=device)
     while waiting or len(rows):
-        remaining = int(open_rows.sum())
+        is_open = open_rows.tolist()  # the one time in a step that a device is waited for
+        remaining = sum(is_open)
         ended = len(rows) - remaining
         if ended and (policy.joins or remaining == 0 or ended >= _ENOUGH_TO_LEAVE * len(rows)):
-            kept = _closed_up(open_rows, remaining)
+            kept = torch.tensor(_closed_up(is_open), dtype=torch.long)
             policy.keep(kept)
+            kept = kept.to(device)
             rows, chosen, open_rows = rows[kept], chosen[kept], open_rows[kept]
             if on_progress is not None:
                 on_progress(ended)
@@ -98,11 +100,11 @@ def write(
     return texts.ragged()
 
 
-def _closed_up(open_rows: Tensor, remaining: int) -> Tensor:
+def _closed_up(is_open: Sequence[bool]) -> list[int]:
     """The sequences that go on, moved as little as possible: the last ones fill the gaps that others left."""
-    order = torch.arange(remaining, device=open_rows.device)
-    order[~open_rows[:remaining]] = open_rows[remaining:].nonzero().squeeze(1) + remaining
-    return order
+    remaining = sum(is_open)
+    last = (row for row in range(remaining, len(is_open)) if is_open[row])
+    return [row if is_open[row] else next(last) for row in range(remaining)]
 
 
 class _Texts:

@@ -3,29 +3,32 @@
 A checkpoint is `checkpoints/step-00000100/`: a Hugging Face folder of the student, the optimisers' state, the
 method's own modules, the loop's state, and `MANIFEST.json` with size and SHA-256 of every file. The newest one is
 found by looking, never by a pointer, and in the order of steps, never of clocks. Nothing in it is a pickle.
+
+What is large is written by all processes of a run, each some of the files (`tutelage.models.gathering`).
 """
 
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tutelage.errors import CheckpointError, InputError, Stopped
+from tutelage.models.gathering import Written, write_tensors
 from tutelage.sealing import sync
 from tutelage.training.disk import is_full, no_space
 from tutelage.training.manifest import faults, seal
+from tutelage.world import world
 
-OPTIMIZER = "optimizer.safetensors"
-MODULES = "modules.safetensors"
+OPTIMIZER = "optimizer"
+MODULES = "modules"
 STATE = "state.json"
 _STAGING = ".staging"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -35,14 +38,14 @@ _NAME = re.compile(r"step-(\d{8,})")
 class Contents:
     """What a checkpoint is made of."""
 
-    write_model: Callable[[Path], None]
-    """Writes the student as a Hugging Face folder."""
+    write_model: Callable[[Path], list[Written]]
+    """Writes the student as a Hugging Face folder, all processes together; gives the files that are on the disk."""
     optimizer: Mapping[str, Tensor]
     """The optimisers' state."""
     modules: Mapping[str, Tensor]
     """The weights of the method's own modules."""
     state: Mapping[str, Any]
-    """What the loop remembers, for JSON."""
+    """What the loop remembers, for JSON; that of the first process is written."""
     size: int
     """About how many bytes it all takes."""
 
@@ -63,26 +66,57 @@ class Checkpoint:
         except ValueError as error:
             raise self._unreadable(STATE, error) from error
 
-    def optimizer(self) -> dict[str, Tensor]:
-        """The optimisers' state."""
+    def optimizer(self) -> Mapping[str, Tensor]:
+        """The optimisers' state, read tensor by tensor as it is asked for."""
         return self._tensors(OPTIMIZER)
 
-    def modules(self) -> dict[str, Tensor]:
-        """The weights of the method's own modules."""
+    def modules(self) -> Mapping[str, Tensor]:
+        """The weights of the method's own modules, likewise."""
         return self._tensors(MODULES)
 
-    def _tensors(self, name: str) -> dict[str, Tensor]:
+    def _tensors(self, stem: str) -> Mapping[str, Tensor]:
+        paths = sorted(path for path in self.folder.glob("*.safetensors") if _holds(path.name, stem))
         try:
-            return load_file(self.folder / name)
+            return _Stored(paths or [self.folder / f"{stem}.safetensors"])
         except (SafetensorError, OSError) as error:
-            raise self._unreadable(name, error) from error
+            raise self._unreadable(f"{stem}.safetensors", error) from error
 
     def _unreadable(self, name: str, error: Exception) -> CheckpointError:  # only where nothing was verified
         return CheckpointError(f"{self.folder / name} cannot be read ({error}); leave --no-verify out")
 
 
+class _Stored(Mapping[str, Tensor]):
+    """The tensors of some files."""
+
+    def __init__(self, paths: Collection[Path]) -> None:
+        files = [safe_open(path, framework="pt") for path in paths]
+        self._files = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (it is no dict)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._files[name].get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def _holds(name: str, stem: str) -> bool:
+    """Whether a file of a checkpoint is one of those that begin with a stem.
+
+    >>> _holds("optimizer.safetensors", "optimizer"), _holds("optimizer-00002-of-00003.safetensors", "optimizer")
+    (True, True)
+    >>> _holds("model.safetensors", "optimizer")
+    False
+    """
+    return re.fullmatch(rf"{stem}(-\d+-of-\d+)?\.safetensors", name) is not None
+
+
 def save_checkpoint(folder: Path, step: int, contents: Contents, keep: int, spare: Collection[int] = ()) -> Checkpoint:
     """Write a checkpoint and drop the oldest ones. Where the disk is full, what is superseded makes room once.
+
+    Every process of the run calls it.
 
     Args:
         folder: the run's `checkpoints`.
@@ -100,15 +134,20 @@ def save_checkpoint(folder: Path, step: int, contents: Contents, keep: int, spar
     except Exception as error:
         if not is_full(error):
             raise
-        tidy(folder)
+        world().main_does(lambda: tidy(folder))
         staging = _write_or_leave(folder, final.name, contents)
-    staging.rename(final)
-    sync(folder)
-    sync(staging.parent)
-    for old in _superseded(folder, keep, spare):
-        _discard(old)
-    _empty(folder, ".damaged-*")
+    world().main_does(lambda: _name(staging, final, keep, spare))
     return Checkpoint(final, step)
+
+
+def _name(staging: Path, final: Path, keep: int, spare: Collection[int]) -> None:
+    """Give a checkpoint that is on the disk its name, and drop those that it supersedes."""
+    staging.rename(final)
+    sync(final.parent)
+    sync(staging.parent)
+    for old in _superseded(final.parent, keep, spare):
+        _discard(old)
+    _empty(final.parent, ".damaged-*")
 
 
 def newest_checkpoint(
@@ -129,9 +168,10 @@ def newest_checkpoint(
     reasons = []
     for candidate in reversed(candidates):
         found = faults(candidate, contents=verify)
-        if not found or (reset_optimizer and found.keys() == {OPTIMIZER}):
+        only_optimizer = all(_holds(name, OPTIMIZER) for name in found)
+        if not found or (reset_optimizer and only_optimizer):
             return Checkpoint(candidate, _step(candidate))
-        way_out = " (--reset-optimizer would go on from it with a fresh optimiser)" if set(found) == {OPTIMIZER} else ""
+        way_out = " (--reset-optimizer would go on from it with a fresh optimiser)" if only_optimizer else ""
         reasons.append(f"{candidate.name}: {next(iter(found.values()))}{way_out}")
         report(f"skipped {reasons[-1]}")
     if candidates:
@@ -171,16 +211,28 @@ def steps_kept(folder: Path) -> list[int]:
 def _write(folder: Path, name: str, contents: Contents) -> Path:
     """Write a checkpoint beside the others, under a name that is not one's."""
     staging = folder / _STAGING / name
+    world().main_does(lambda: _make(staging))
+    files = [
+        *contents.write_model(staging),
+        *write_tensors(staging, OPTIMIZER, contents.optimizer),
+        *write_tensors(staging, MODULES, contents.modules),
+    ]
+
+    def finish() -> None:
+        (staging / STATE).write_text(json.dumps(contents.state, indent=1), encoding="utf-8")
+        seal(staging, {file.name: file.seal for file in files})
+
+    world().main_does(finish)
+    return staging
+
+
+def _make(staging: Path) -> None:
+    """Make an empty folder beside the checkpoints."""
+    folder = staging.parent.parent
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     sync(folder.parent)
     sync(folder)
-    contents.write_model(staging)
-    save_file({key: value.contiguous() for key, value in contents.optimizer.items()}, staging / OPTIMIZER)
-    save_file({key: value.contiguous() for key, value in contents.modules.items()}, staging / MODULES)
-    (staging / STATE).write_text(json.dumps(contents.state, indent=1), encoding="utf-8")
-    seal(staging)
-    return staging
 
 
 def _write_or_leave(folder: Path, name: str, contents: Contents) -> Path:
@@ -189,8 +241,7 @@ def _write_or_leave(folder: Path, name: str, contents: Contents) -> Path:
     except Exception as error:
         if not is_full(error):
             raise
-        tidy(folder)
-        kept = steps_kept(folder)
+        kept = world().main_does(lambda: tidy(folder) or steps_kept(folder))
         newest = f"the checkpoint of step {kept[-1]} is kept" if kept else "nothing was saved before"
         raise Stopped(
             f"{no_space(folder, contents.size)}; {newest}; free some space, and the same command goes on from there"

@@ -1,7 +1,8 @@
 """The finished student: written aside, loaded again, compared with the one that was trained, and then named."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,17 @@ import torch
 from torch import Tensor
 
 from tutelage.errors import TutelageError
+from tutelage.models.adapters import whole_adapter
+from tutelage.models.gathering import Written, write_model
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.loading import load_model
-from tutelage.models.sharding import is_sharded, whole_tensors
+from tutelage.models.sharding import is_sharded
 from tutelage.models.shell import is_adapted
 from tutelage.reports.card import FILE, model_card
 from tutelage.rollouts.rollout import Rollout
 from tutelage.sealing import sync
 from tutelage.training.manifest import facts_of, faults, seal
-from tutelage.training.setup import Setup, model_of_checkpoint
+from tutelage.training.setup import Setup, load_student, model_of_checkpoint
 from tutelage.world import world
 
 TOLERANCE = 1e-3
@@ -43,52 +46,57 @@ def write_export(setup: Setup, steps: int, evaluations: Sequence[Mapping[str, An
     Raises:
         TutelageError: the copy computes something else.
     """
-    probe, write = _probe(setup), model_writer(setup)
+    probe, staging = _probe(setup), setup.folder / ".staging-model"
     here = _logits(setup.student, probe)
-    return world().main_does(lambda: _written_and_compared(setup, steps, evaluations, write, probe, here))
+    world().main_does(lambda: shutil.rmtree(staging, ignore_errors=True))
+    files = write_student(setup, staging)
+    world().main_does(lambda: _tidy(setup, staging))
+    compare = partial(_compare, setup, staging, probe, here)
+    compare() if is_sharded(setup.student.model) else world().main_does(compare)  # a cut one takes all processes
+    world().main_does(lambda: _seal(setup, staging, files, steps, evaluations))
+    return staging
 
 
-def model_writer(setup: Setup) -> Callable[[Path], None]:
-    """Return what writes the student as a Hugging Face folder. Every process asks for it, and one of them writes."""
+def write_student(setup: Setup, folder: Path) -> list[Written]:
+    """Write the student as a Hugging Face folder: a whole one the first process, a cut one all of them together.
+
+    Returns:
+        The files that are on the disk, with their seals.
+    """
     model = setup.student.model
-    tensors = whole_tensors(model.state_dict()) if is_sharded(model) else None
+    adapter = whole_adapter(model) if is_sharded(model) and is_adapted(model) else None
+    files = write_model(model, folder) if is_sharded(model) and adapter is None else []
+    if not files:
+        world().main_does(lambda: model.save_pretrained(folder, state_dict=adapter))
+    world().main_does(lambda: setup.tokenizer.save_pretrained(folder) and None)
+    return files
 
-    def write(folder: Path) -> None:
-        model.save_pretrained(folder, state_dict=tensors)
-        setup.tokenizer.save_pretrained(folder)
 
-    return write
-
-
-def _written_and_compared(
-    setup: Setup,
-    steps: int,
-    evaluations: Sequence[Mapping[str, Any]],
-    write: Callable[[Path], None],
-    probe: Rollout,
-    here: Tensor,
-) -> Path:
-    staging = setup.folder / ".staging-model"
-    shutil.rmtree(staging, ignore_errors=True)
-    write(staging)
+def _tidy(setup: Setup, staging: Path) -> None:
+    """Make of a written student what users are to have."""
     if setup.recipe.train.merge_adapter and is_adapted(setup.student.model):
         _merge(setup, staging)
     (staging / FILE).unlink(missing_ok=True)  # PEFT's own
-    spec = model_of_checkpoint(setup.recipe, staging)
-    copy = LanguageModel(load_model(spec, "student", seed=setup.recipe.seed), setup.student.stop_ids)
-    there = _logits(copy, probe)
-    difference, largest = (here - there).abs().max().item(), here.abs().max().item()
+
+
+def _compare(setup: Setup, staging: Path, probe: Rollout, here: Tensor) -> None:
+    copy = load_student(setup.recipe, model_of_checkpoint(setup.recipe, staging), setup.tokenizer)
+    difference, largest = (here - _logits(copy, probe)).abs().max().item(), here.abs().max().item()
     exact = setup.recipe.student.dtype == "float32" or not setup.recipe.train.merge_adapter
     if not difference <= (TOLERANCE if exact else ROUNDED) * max(1.0, largest):
         raise TutelageError(
             f"the student written to {staging} is not the one that was trained: its logits differ by up to "
             f"{difference:.2g}; the last checkpoint is whole, please report this"
         )
-    seal(staging, step=steps)
+
+
+def _seal(
+    setup: Setup, staging: Path, files: Sequence[Written], steps: int, evaluations: Sequence[Mapping[str, Any]]
+) -> None:
+    seal(staging, {file.name: file.seal for file in files}, step=steps)
     card = staging / FILE
     card.write_text(model_card(setup, evaluations), encoding="utf-8", errors="replace")
     sync(card)
-    return staging
 
 
 def _merge(setup: Setup, folder: Path) -> None:

@@ -111,8 +111,10 @@ def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager:
 
 def teacher_text(recipe: Recipe, decoding: Decoding) -> TextStore:
     """Return the text that the teacher wrote for a run."""
-    assert recipe.teacher is not None
+    teacher = recipe.teacher
+    assert teacher is not None
+    name = teacher.model if teacher.quantize == "none" else f"{teacher.model}, {teacher.quantize}"
     return TextStore(
         Path(recipe.output) / "teacher_text.jsonl",
-        {"teacher": recipe.teacher.model, "decoding": vars(decoding) | {"batch_size": 0}, "seed": recipe.seed},
+        {"teacher": name, "decoding": decoding.law | {"batch_size": 0}, "seed": recipe.seed},
     )

@@ -17,7 +17,7 @@ CHANGEABLE = ("train.steps", "train.epochs", "train.save_every", "train.log_ever
               "train.keep_best", "train.trackers", "train.micro_batch_tokens", "train.shard",
               "train.shard_within", "train.on_nonfinite", "train.nonfinite_budget", "train.alarms", "evaluation",
               "teacher_cache.folder", "output",
-              "teacher.url", "teacher.concurrency", "teacher.timeout", "teacher.patience",
+              "teacher.url", "teacher.protocol", "teacher.concurrency", "teacher.timeout", "teacher.patience",
               "teacher.key_variable", "sampler.url", "sampler.weights_folder", "sampler.tolerance",
               "sampler.concurrency", "sampler.timeout", "sampler.patience", "sampler.key_variable")  # fmt: skip
 """Keys that may differ when a run is resumed: they do not change what is learnt at a step."""

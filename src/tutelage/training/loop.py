@@ -7,10 +7,10 @@ is therefore thrown away, the run saved as of its last finished step, and what w
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -19,14 +19,14 @@ from torch import Tensor
 from tutelage.data import Examples
 from tutelage.errors import DivergedError, DoesNotFitError, InputError
 from tutelage.evaluation.evaluate import Result, evaluate
-from tutelage.models.sharding import whole_tensors
+from tutelage.models.sharding import load_whole
 from tutelage.randomness import generator
 from tutelage.rollouts.rollout import Rollout
 from tutelage.training.bad_batches import BadBatches
 from tutelage.training.checkpoint import Checkpoint, Contents, save_checkpoint, set_aside, steps_kept, tidy
 from tutelage.training.collections import Collections
 from tutelage.training.disk import checkpoint_bytes
-from tutelage.training.export import model_writer
+from tutelage.training.export import write_student
 from tutelage.training.health import Watch
 from tutelage.training.keeping import best_step, check_rule
 from tutelage.training.nonfinite import StepRefused
@@ -279,13 +279,17 @@ class Loop:
             for name, module in self._updater.modules.items()
             for key, tensor in state_tensors(module, self._updater.optimizers[name]).items()
         }
-        write_model, optimizer = model_writer(self._setup), whole_tensors(optimizer)
-        world().main_does(lambda: self._write_checkpoint(write_model, optimizer))
+        own = {f"{n}/{key}": tensor for n, m in self._updater.own.items() for key, tensor in m.state_dict().items()}
+        size = checkpoint_bytes(self._setup.student.model)
+        contents = Contents(partial(write_student, self._setup), optimizer, own, self._state(), size)
+        best = world().main_does(
+            lambda: best_step(self._train.keep_best, self._evaluations, [*steps_kept(self._checkpoints), self._done])
+        )
+        save_checkpoint(self._checkpoints, self._done, contents, self._train.keep_checkpoints, best)
         self._whole, self._saved = True, self._done
 
-    def _write_checkpoint(self, write_model: Callable[[Path], None], optimizer: Mapping[str, Tensor]) -> None:
-        own = {f"{n}/{key}": tensor for n, m in self._updater.own.items() for key, tensor in m.state_dict().items()}
-        state = {
+    def _state(self) -> dict[str, Any]:
+        return {
             "step": self._done,
             "steps": self._setup.steps,
             "identity": self._identity,
@@ -296,20 +300,16 @@ class Loop:
             "skipped": self._bad_batches.skipped,
             "health": self._watch.state(),
         }
-        size = checkpoint_bytes(self._setup.student.model)
-        best = best_step(self._train.keep_best, self._evaluations, [*steps_kept(self._checkpoints), self._done])
-        contents = Contents(write_model, optimizer, own, state, size)
-        save_checkpoint(self._checkpoints, self._done, contents, self._train.keep_checkpoints, best)
 
     def _restore(self, checkpoint: Checkpoint, reset_optimizer: bool) -> None:
         state, own = checkpoint.state, checkpoint.modules()
         if not reset_optimizer:
             tensors = checkpoint.optimizer()
             for name, module in self._updater.modules.items():
-                load_state_tensors(module, self._updater.optimizers[name], _under(f"{name}/", tensors))
+                load_state_tensors(module, self._updater.optimizers[name], tensors, prefix=f"{name}/")
         for name, module in self._updater.own.items():
             try:
-                module.load_state_dict(_under(f"{name}/", own))
+                load_whole(module, _under(f"{name}/", own))
             except RuntimeError as error:  # torch's, of names or shapes
                 raise InputError(
                     f"the {name} of {checkpoint.folder} does not fit this recipe ({error}); undo what was allowed to "

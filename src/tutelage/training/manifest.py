@@ -11,19 +11,24 @@ MANIFEST = "MANIFEST.json"
 SCHEMA = 2
 
 
-def seal(folder: Path, **facts: Any) -> None:
+def seal(folder: Path, known: Mapping[str, Seal] | None = None, **facts: Any) -> None:
     """Sync every file, list them in the manifest, and sync that and the folders too.
 
     Args:
         folder: a finished folder without a manifest.
+        known: files that are on the disk already, with their seals.
         facts: what else the manifest says, for JSON.
     """
-    files = {}
+    files = {name: one.as_dict() for name, one in (known or {}).items()}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        sync(path)
-        files[str(path.relative_to(folder))] = Seal.of(path).as_dict()
+        name = str(path.relative_to(folder))
+        if name not in files:
+            sync(path)
+            files[name] = Seal.of(path).as_dict()
     manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({"schema": SCHEMA, **facts, "files": files}, indent=1), encoding="utf-8")
+    manifest.write_text(
+        json.dumps({"schema": SCHEMA, **facts, "files": dict(sorted(files.items()))}, indent=1), encoding="utf-8"
+    )
     sync(manifest)
     for path in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
         sync(path)

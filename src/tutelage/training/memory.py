@@ -17,6 +17,7 @@ from tutelage.evaluation.evaluate import GENERATED
 from tutelage.losses import linear_divergence
 from tutelage.models import adapters
 from tutelage.models.language_model import LanguageModel
+from tutelage.models.quantising import weight_bytes
 from tutelage.models.teachers import LocalTeacher
 from tutelage.recipe import Recipe
 from tutelage.rollouts.rollout import Ids, Rollout
@@ -111,7 +112,8 @@ class _Run:
             parts.append(Part("the method's own modules", own / _GIB, "the method's rank or sizes"))
         teacher = self._recipe.teacher
         if self._teacher is not None and not (teacher and adapters.is_on(self._recipe.student, teacher)):
-            parts.append(Part("teacher's weights", _bytes(self._teacher.network) / _GIB, "teacher.dtype"))
+            size = weight_bytes(self._teacher.network, "none" if teacher is None else teacher.quantize)
+            parts.append(Part("teacher's weights", size / _GIB, "teacher.dtype, teacher.quantize"))
         if not _on_cuda(self._recipe):
             parts.insert(0, Part("Python and libraries", resident() / _GIB, "–"))
         return parts

@@ -50,15 +50,24 @@ def learning_rate(train: Train, step: int, steps: int) -> float:
 
 def state_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return the optimiser's state as tensors named `exp_avg.<parameter>` and so on."""
-    tensors = {}
-    for name, parameter in module.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{key}.{name}"] = value
-    return tensors
+    return {
+        f"{key}.{name}": optimizer.state[parameter][key]
+        for name, parameter in module.named_parameters()
+        if parameter in optimizer.state
+        for key in STATE
+    }
 
 
-def load_state_tensors(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put a state saved by `state_tensors` back.
+def load_state_tensors(
+    module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str = ""
+) -> None:
+    """Put a state saved by `state_tensors` back, tensor by tensor; of what is cut, each process takes its part.
+
+    Args:
+        module: whose parameters they are of.
+        optimizer: its optimiser.
+        tensors: the state, by names that begin with `prefix`.
+        prefix: what stands before the names of `state_tensors`.
 
     Raises:
         KeyError: the tensor of a parameter is missing.
@@ -66,11 +75,11 @@ def load_state_tensors(module: nn.Module, optimizer: torch.optim.Optimizer, tens
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             optimizer.state[parameter] = {
-                key: cut_like(
-                    tensors[f"{key}.{name}"].to(
-                        "cpu" if key == "step" and parameter.device.type == "cpu" else parameter.device
-                    ),
-                    parameter,
-                )
-                for key in STATE
+                key: _placed(key, tensors[f"{prefix}{key}.{name}"], parameter) for key in STATE
             }
+
+
+def _placed(key: str, tensor: Tensor, parameter: Tensor) -> Tensor:
+    if key == "step" and parameter.device.type == "cpu":
+        return tensor.cpu()
+    return cut_like(tensor.to(parameter.device), parameter)

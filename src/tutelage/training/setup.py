@@ -11,13 +11,14 @@ from tutelage.config import Decoding, Model
 from tutelage.data import Examples, Order
 from tutelage.errors import InputError
 from tutelage.evaluation.generated import answer_reader
+from tutelage.models import adapters
 from tutelage.models.cached_teacher import CachedTeacher, TopKTeacher
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.loading import device_of, load_model, load_tokenizer, stop_ids
 from tutelage.models.pairing import fewest, pair_notes, positions, same_weights_note, stop_note
 from tutelage.models.scattering import is_read_once, load_cut
 from tutelage.models.served_teacher import ServedTeacher
-from tutelage.models.sharding import shard
+from tutelage.models.sharding import is_sharded, shard
 from tutelage.models.skeleton import load_skeleton
 from tutelage.models.teachers import LocalTeacher
 from tutelage.models.vocabulary import shared_vocabulary
@@ -38,6 +39,7 @@ from tutelage.training.bridging import bridge_line, bridged_teacher, check_bridg
 from tutelage.training.disk import check_room
 from tutelage.training.dropout import without_dropout
 from tutelage.training.fixed_text import check_cache, teacher_text
+from tutelage.training.quantised import check_quantised
 from tutelage.training.served import check_served, is_served, served_positions, served_teacher, shared_with
 from tutelage.training.served_sampling import check_sampling, check_servable, student_servers
 from tutelage.training.teacher_cache import cached_teacher
@@ -178,11 +180,9 @@ def prepare(recipe: Recipe, report: Callable[[str], None], resume_from: Path | N
     student_spec = recipe.student
     if resume_from is not None:
         student_spec = model_of_checkpoint(recipe, resume_from)
-    student_model = _student_model(recipe, student_spec, tokenizer, teacher_model)
+    student = load_student(recipe, student_spec, tokenizer, teacher_model)
+    student_model = student.model
     check_servable(recipe, student_model)
-    student = LanguageModel(student_model, stop_ids(student_model, tokenizer))
-    if recipe.train.shard != "none":
-        shard(student_model, "student", recipe.train.shard_within)
     room = fewest(positions(student_model, teacher_model), served_positions(served), servers and servers.max_length)
     reader = Reader(tokenizer, student.stop_ids, student.is_encoder_decoder, room)
     texts = read_texts(recipe, reader, rows)
@@ -212,6 +212,7 @@ def first_checks(recipe: Recipe) -> list[Callable[[], object]]:
         partial(check_installed, recipe.train.trackers),
         partial(_check_dtype, recipe.student),
         *(partial(device_of, model.device, role) for role, model in models.items()),
+        partial(check_quantised, recipe),
     ]
 
 
@@ -259,19 +260,42 @@ def _teacher_model(recipe: Recipe) -> PreTrainedModel | None:
         return None
     if recipe.teacher_cache.kind is not None and recipe.student.from_teacher is None:
         return load_skeleton(recipe.teacher, "teacher")
-    # A teacher whose layers are copied, or whose weights an adapter shares, is needed whole.
-    stands_alone = recipe.student.from_config is not None or _is_scattered(recipe.student, "student")
-    if stands_alone and recipe.train.shard == "both" and _is_scattered(recipe.teacher, "teacher"):
+    if recipe.train.shard == "both" and _is_scattered(recipe.teacher, "teacher") and not _gives_weights(recipe):
         return load_cut(recipe.teacher, "teacher", seed=recipe.seed, within=recipe.train.shard_within)
     return load_model(recipe.teacher, "teacher", seed=recipe.seed)
 
 
-def _student_model(
-    recipe: Recipe, spec: Model, tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedModel | None
-) -> PreTrainedModel:
-    if recipe.train.shard != "none" and _is_scattered(spec, "student"):
-        return load_cut(spec, "student", seed=recipe.seed, within=recipe.train.shard_within)
-    return load_model(spec, "student", seed=recipe.seed, tokenizer=tokenizer, teacher=teacher)
+def load_student(
+    recipe: Recipe, spec: Model, tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedModel | None = None
+) -> LanguageModel:
+    """Load a student; with `train.shard` cut over the processes of the run, all of which call it.
+
+    Args:
+        recipe: whose student it is.
+        spec: where it lies, or what it is made of.
+        tokenizer: of the run.
+        teacher: the model that `from_teacher` copies from, or, while it is whole, whose weights an adapter may share.
+
+    Raises:
+        InputError: as `load_model` and `shard` say.
+    """
+    cut = recipe.train.shard != "none"
+    if cut and _is_scattered(spec, "student"):
+        model = load_cut(spec, "student", seed=recipe.seed, within=recipe.train.shard_within)
+    else:
+        giver = None if teacher is None or is_sharded(teacher) else teacher
+        model = load_model(spec, "student", seed=recipe.seed, tokenizer=tokenizer, teacher=giver)
+    student = LanguageModel(model, stop_ids(model, tokenizer))
+    if cut:
+        shard(model, "student", recipe.train.shard_within)
+    return student
+
+
+def _gives_weights(recipe: Recipe) -> bool:
+    """Whether the teacher is needed whole at first: its layers are copied, or an adapter goes on the same weights."""
+    student, teacher = recipe.student, recipe.teacher
+    assert teacher is not None
+    return student.from_teacher is not None or world().main_does(lambda: adapters.is_on(student, teacher))
 
 
 def _is_scattered(spec: Model, role: str) -> bool:
@@ -322,7 +346,7 @@ def _ready_for_training(recipe: Recipe, model: PreTrainedModel) -> None:
 
 
 def _size(model: PreTrainedModel) -> str:
-    count = sum(p.numel() for p in model.parameters())
+    count = model.num_parameters()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     part = f", {trained / 1e6:,.2f} M trained" if 0 < trained < count else ""
     return f"{model.config.model_type} with {count / 1e6:,.2f} M parameters{part}"

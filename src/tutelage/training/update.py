@@ -12,9 +12,10 @@ from torch.distributed.tensor import DTensor
 from tutelage.config import Train
 from tutelage.methods.objective import Objective, Terms
 from tutelage.models.remembering import RememberingTeacher
-from tutelage.models.sharding import is_sharded, number
+from tutelage.models.served_teacher import ServedTeacher
+from tutelage.models.sharding import cut_alike, is_sharded, number
 from tutelage.models.teachers import LocalTeacher, Teacher
-from tutelage.rollouts.rollout import Rollout
+from tutelage.rollouts.rollout import Rollout, joined
 from tutelage.training.nonfinite import StepRefused, Suspect, refusal, suspect_in_text
 from tutelage.training.optimizer import adamw, learning_rate
 from tutelage.training.out_of_memory import Size, padded_size
@@ -24,6 +25,8 @@ from tutelage.world import world
 
 Sums = defaultdict[str, float]
 Share = tuple[dict[str, float], list[float]]
+Pass = tuple[Rollout, bool]
+"""A micro-batch, and whether it counts."""
 
 
 class Updater:
@@ -40,7 +43,9 @@ class Updater:
         self._objective: Objective = setup.recipe.method
         self._teacher: Teacher | None = setup.teacher
         self.own = self._objective.modules(setup.student, setup.teacher, setup.recipe.seed)
-        """The method's own modules."""
+        """The method's own modules, cut where the student is."""
+        for module in self.own.values():
+            cut_alike(module, setup.student.model)
         self.modules: dict[str, nn.Module] = {"student": setup.student.model, **self.own}
         self.optimizers = {name: adamw(module, self._train) for name, module in self.modules.items()}
 
@@ -123,42 +128,57 @@ class Updater:
         self, rollout: Rollout, mine: Rollout, units: Mapping[str, float], training: Sequence[str], only: str | None
     ) -> Share:
         """The gradients of the sequences of this process, as many of them at a time as fit."""
-        everyone = world()
         if is_sharded(self._setup.student.model) or _is_cut(self._setup.teacher):
-            # Every pass takes all processes: those that have fewer micro-batches make passes that count for nothing,
-            # and none can start again by itself when memory runs out.
-            parts = mine.micro_batches(self._micro_batch.value)
-            most = max(everyone.gather(len(parts)))
-            idle = (parts or rollout.select([0]).micro_batches(self._micro_batch.value))[:1] * (most - len(parts))
-            return self._own_gradients(parts, idle, units, training, only)
-        return everyone.agreed(
+            passes = self._passes_of_all(rollout)
+            self._ask_ahead([part for part, _ in passes], wait=True)
+            return self._own_gradients(passes, units, training, only)
+        self._ask_ahead([mine], wait=False)
+        return world().agreed(
             lambda: self._micro_batch.fitting(
-                lambda tokens: self._own_gradients(mine.micro_batches(tokens), [], units, training, only),
+                lambda tokens: self._own_gradients(
+                    [(part, True) for part in mine.micro_batches(tokens)], units, training, only
+                ),
                 largest=padded_size(mine),
                 least=max(mine.lengths, default=1),
             )
         )
 
+    def _passes_of_all(self, rollout: Rollout) -> list[Pass]:
+        """The passes of this process where models are cut, so that each pass takes all processes.
+
+        All make the same ones: as many of each writer's text, which methods may treat each in its own way. Those that
+        have fewer micro-batches make passes that count for nothing. None can start again when memory runs out.
+        """
+        passes: list[Pass] = []
+        for writer in dict.fromkeys(rollout.writers):
+            text = rollout.select([row for row, name in enumerate(rollout.writers) if name == writer])
+            parts = text.select(_spread(text)).micro_batches(self._micro_batch.value)
+            most = max(world().gather(len(parts)))
+            passes += [(part, True) for part in parts]
+            passes += [((parts or [text.select([0])])[0], False)] * (most - len(parts))
+        return passes
+
+    def _ask_ahead(self, parts: Sequence[Rollout], *, wait: bool) -> None:
+        """Ask a served teacher all that the next passes need; with `wait` it fails before them, in all processes."""
+        teacher, vocabulary = self._setup.teacher, self._setup.vocabulary
+        if isinstance(teacher, ServedTeacher):
+            assert vocabulary is not None
+            world().agreed(lambda: teacher.ask_ahead(joined(parts), vocabulary, wait=wait))
+
     def _own_gradients(
-        self,
-        parts: Sequence[Rollout],
-        idle: Sequence[Rollout],
-        units: Mapping[str, float],
-        training: Sequence[str],
-        only: str | None,
+        self, passes: Sequence[Pass], units: Mapping[str, float], training: Sequence[str], only: str | None
     ) -> Share:
-        """Go over micro-batches, and over idle ones, which leave no gradient behind."""
+        """Go over micro-batches, of which some leave no gradient behind."""
         self._forget_gradients()
         sums: Sums = defaultdict(float)
         losses: list[float] = []
-        for part in idle:
-            loss = _loss(self._terms(part, training), units, only)
-            if loss is not None:
-                (loss * 0.0).backward()
-        for part in parts:
+        for part, counts in passes:
             terms = self._terms(part, training)
             loss = _loss(terms, units, only)
             if loss is None:
+                continue
+            if not counts:
+                (loss * 0.0).backward()
                 continue
             losses.append(loss.item())
             loss.backward()
@@ -249,6 +269,7 @@ class Updater:
             return _loss(self._terms(part, training), units)
 
         self._forget_gradients()
+        self._ask_ahead([rollout], wait=True)
         with self.autocast():
             refused = refusal(quantity, rollout, self._setup, self.modules, loss_of, suspect)
         self._forget_gradients()
