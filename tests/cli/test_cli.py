@@ -135,6 +135,27 @@ def test_generated_text_goes_on_where_it_stopped_and_trains(tmp_path):
     assert main(trained) == 0
 
 
+@pytest.mark.parametrize("by", ["teacher", "student"])
+def test_generated_text_goes_on_in_a_version_that_has_more_keys(tmp_path, by):
+    path, out = recipe_file(tmp_path), tmp_path / "text.jsonl"
+    words = ["generate", path, "--by", by, "--out", str(out), "--decoding.max-new-tokens", "4"]
+    assert main(words) == 0
+    note = tmp_path / "text.jsonl.settings.json"
+    noted = json.loads(note.read_text())
+    for section, key in (("model", "quantize" if by == "teacher" else "adapter"), ("decoding", "no_repeat_ngram_size")):
+        del noted[section][key]
+    note.write_text(json.dumps(noted))
+    assert main(words) == 0
+    assert main([*words, "--decoding.cuda-graphs", "true", "--decoding.batch-size", "7"]) == 0  # the same text
+    if by == "teacher":
+        assert main([*words, "--teacher.dtype", "bfloat16"]) == 2
+    noted["model"]["dtype"] = "bfloat16"
+    note.write_text(json.dumps(noted))
+    assert main(words) == 2
+    note.write_text("[]")
+    assert main(words) == 2
+
+
 def test_overrides_and_options_may_come_in_any_order():
     command = parse(["train", "--train.steps", "5", "r.yaml", "--resume", "never", "--seed=3", "--train.dropout"])
     assert command.options.recipe == "r.yaml"

@@ -1,12 +1,18 @@
 """Two processes make the run of one: the same text, the same gradients, the same files, stopped and resumed at will."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.data.test_alignment import byte_level
 from tests.distributed.comparing import QUIET, assert_close, lines
 from tests.distributed.launch import launch, launched
-from tests.tiny import mapping
+from tests.tiny import mapping, write_model
 
+from tutelage.errors import DivergedError
 from tutelage.methods import METHODS
 from tutelage.recipe import recipe_of
 from tutelage.training.run import train
@@ -65,14 +71,17 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(tmp_path):
 
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory):
-    """One method of each kind, with student and teacher cut over two processes."""
+    """One method of each kind, with student and teacher cut over two processes; at last the two of `BROKEN`."""
     folder = tmp_path_factory.mktemp("cut")
-    jobs = [{"recipe": sharded(folder, method, folder / f"two-{method}")} for method in CUT]
-    assert launched(folder, jobs) == [["finished", "finished"]] * len(jobs)
-    return folder
+    recipes = [sharded(folder, method, folder / f"two-{method}") for method in CUT]
+    recipes += [bridged(folder / "bridged", "two"), *(broken(folder, role, "two") for role in BROKEN)]
+    outcomes = launched(folder, [{"recipe": recipe} for recipe in recipes])
+    assert outcomes[: -len(BROKEN)] == [["finished", "finished"]] * (len(CUT) + 1)
+    return folder, dict(zip(BROKEN, outcomes[-len(BROKEN) :], strict=True))
 
 
 CUT = ("sft", "gkd", "minillm", "moment-matching", "minillm-ranking", "gkd-reward", "f-distill", "distillm-2")
+BROKEN = ("student", "teacher")
 
 
 def sharded(folder: Path, method: str, output: Path) -> dict:
@@ -85,10 +94,57 @@ def sharded(folder: Path, method: str, output: Path) -> dict:
     return found
 
 
+def bridged(folder: Path, output: str) -> dict:
+    """Two tokenizers. In a pass of one process all tokens are those of the teacher, in the other's none is."""
+    if not folder.exists():
+        folder.mkdir()
+        for role, merge, seed in (("student", ("h", "e"), 1), ("teacher", ("t", "h"), 2)):
+            words = byte_level([merge])
+            write_model(folder / f"llama-{role}", seed, vocab_size=len(words), eos_token_id=words.eos_token_id)
+            words.save_pretrained(folder / f"llama-{role}")
+        rows = [{"prompt": f"p{n % 4}", "completion": ("thethe", "aaabbb", "the", "a")[n % 4]} for n in range(16)]
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"steps": 4, "batch_size": 4, "micro_batch_tokens": 9, "shard": "both"}
+    found = mapping(folder, "cross-tokenizer", train=settings, output=str(folder / output))
+    found["method"] |= {"student_fraction": 0.0, "cross_entropy": 0.0}
+    return found
+
+
+def broken(folder: Path, role: str, output: str) -> dict:
+    """One of the models has weights that are no numbers, in the part of the second process."""
+    found = mapping(folder, "gkd", train={"shard": "both"}, output=str(folder / f"{output}-broken-{role}"))
+    here = folder / f"broken-{role}"
+    if not here.exists():
+        shutil.copytree(found[role]["model"], here)
+        weights = load_file(here / "model.safetensors")
+        weights["model.embed_tokens.weight"][-1] = torch.nan
+        save_file(weights, here / "model.safetensors", metadata={"format": "pt"})
+    found[role] = {"model": str(here)}
+    found["evaluation"]["metrics"] = []
+    return found
+
+
 @pytest.mark.parametrize("method", CUT)
 def test_models_cut_over_two_processes_make_the_same_run(cut, method):
-    one = train(recipe_of(sharded(cut, method, cut / f"one-{method}")), **QUIET).folder
-    assert_close(one, cut / f"two-{method}")
+    folder, _ = cut
+    one = train(recipe_of(sharded(folder, method, folder / f"one-{method}")), **QUIET).folder
+    assert_close(one, folder / f"two-{method}")
+
+
+def test_cut_models_of_two_tokenizers_too(cut):
+    """How much is computed with the heads depends on the text, which is another one in each process."""
+    folder, _ = cut
+    one = train(recipe_of(bridged(folder / "bridged", "one")), **QUIET).folder
+    assert_close(one, folder / "bridged" / "two")
+
+
+@pytest.mark.parametrize("role", BROKEN)
+def test_numbers_that_are_none_are_found_by_all_processes_in_a_part_of_one(cut, role):
+    folder, outcomes = cut
+    with pytest.raises(DivergedError) as refused:
+        train(recipe_of(broken(folder, role, "one")), **QUIET)
+    assert f"the weights of the {role} are not finite (model.embed_tokens.weight)" in str(refused.value)
+    assert outcomes[role] == [str(refused.value).replace("one-broken", "two-broken")] * 2
 
 
 def test_a_run_with_cut_models_goes_on_whole_and_the_other_way_round(tmp_path):

@@ -5,6 +5,7 @@ memory runs out once in the first step (`short`); how large the shards of a teac
 process lists those that it writes in `shards-RANK` beside the jobs; how large a file of a checkpoint may be
 (`file_bytes`), in which case each process notes in `OUTPUT-RANK.json` how much it has of each trained module; and that
 process `rank` finds the disk full, or is killed, when it writes some of these files (`writes`, counted from 1; `do`).
+Where a job names a folder for each process (`folders`), the process works there from then on.
 """
 
 import errno
@@ -24,6 +25,7 @@ from tutelage.models.capture import plan_capture
 from tutelage.models.score_store import ScoreStore
 from tutelage.recipe import recipe_of
 from tutelage.training import loop as loop_module
+from tutelage.training import run as run_module
 from tutelage.training import teacher_cache as cache_module
 from tutelage.training.run import train
 from tutelage.training.update import Updater
@@ -107,6 +109,9 @@ def main() -> None:
                 in_small_files(job["file_bytes"], Path(f"{job['recipe']['output']}-{everyone.rank}.json"))
             if "writes" in job and job["rank"] == everyone.rank:
                 fails_to_write(job["writes"], job["do"])
+            if "folders" in job:
+                os.chdir(job["folders"][everyone.rank])
+                run_module.LATE = 0.0
             if "shard_bytes" in job:
                 in_small_shards(job["shard_bytes"], Path(sys.argv[1]).with_name(f"shards-{everyone.rank}"))
             if job.get("short") == everyone.rank:

@@ -178,6 +178,7 @@ def contents_of(stopped: Path):
     from tutelage.training.checkpoint import Contents
 
     model = stopped / "whole" / "model" / "model.safetensors"
+
     def copied(to: Path) -> list[Written]:
         shutil.copy(model, to)
         return []

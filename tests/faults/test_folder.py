@@ -232,19 +232,19 @@ def test_what_earlier_sittings_left_behind_is_removed(tmp_path):
 
 
 def test_an_exported_student_that_computes_something_else_is_no_success(tmp_path, monkeypatch):
-    original = export.load_model
+    original = export.load_student
 
     def other_student(*arguments, **options):
-        model = original(*arguments, **options)
-        model.lm_head.weight.data[3] += 0.5
-        return model
+        student = original(*arguments, **options)
+        student.head.weight.data[3] += 0.5
+        return student
 
-    monkeypatch.setattr(export, "load_model", other_student)
+    monkeypatch.setattr(export, "load_student", other_student)
     recipe = recipe_of(mapping(tmp_path, "sft"))
     with pytest.raises(TutelageError, match="is not the one that was trained: its logits differ by up to"):
         train(recipe, **SILENT)
     assert not (Path(recipe.output) / "model").exists()
-    monkeypatch.setattr(export, "load_model", original)
+    monkeypatch.setattr(export, "load_student", original)
     train(recipe, **SILENT)
 
 

@@ -100,7 +100,7 @@ LATER = {
     "last evaluation": Moment("gkd", loop, "evaluate", 4),
     "save": Moment("gkd", gathering, "save_file", 4, then=0.5),
     "save of the last step": Moment("gkd", gathering, "save_file", 11, then=0.5),
-    "export": Moment("gkd", export_module, "load_model", 1),
+    "export": Moment("gkd", export_module, "load_student", 1),
     "naming the model": Moment("gkd", run_module, "write_whole", 3, then=0.0),
 }
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from tests import tiny
 from tests.servers.reference import NAME, Reference, running, status
+from tests.training.test_health_memory import short_of_memory
 
 from tutelage.cli import main
 from tutelage.errors import InputError
@@ -49,6 +50,30 @@ def test_the_student_is_that_of_the_teacher_here(tmp_path: Path, folder: Path, s
     assert known["max_length"] == 64
     assert len(known["logps"]) > 8
     assert (tmp_path / "served" / "report.html").exists()
+
+
+def test_what_the_first_micro_batches_need_is_asked_first(tmp_path: Path, folder: Path, server: Reference) -> None:
+    """Else the first one waits for nearly all answers, and the student works when the server is done."""
+    changes = {"concurrency": 1}
+    train(recipe(folder, tmp_path / "run", "supervised-kd", server, changes, train={"steps": 1}), **SILENT)
+    asked = [len(body["prompt"]) for body in server.requests if isinstance(body["prompt"], list)]
+    assert len(set(asked[-6:])) > 2
+    assert asked[-6:] == sorted(asked[-6:], reverse=True)  # micro-batches begin with the longest sequences
+
+
+def test_smaller_micro_batches_after_memory_ran_out_ask_nothing_again(
+    tmp_path: Path, folder: Path, server: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropout = {"dropout": True}  # by which short_of_memory knows an update
+    train(recipe(folder, tmp_path / "whole", "gkd", server, train=dropout), **SILENT)
+    asked = len(server.requests)
+    with monkeypatch.context() as patch:
+        refused = short_of_memory(patch, 12)
+        train(recipe(folder, tmp_path / "short", "gkd", server, train=dropout), **SILENT)
+    assert len(refused) == 1
+    assert len(server.requests) == 2 * asked
+    for name, tensor in weights(tmp_path / "whole").items():
+        torch.testing.assert_close(weights(tmp_path / "short")[name], tensor, rtol=1e-3, atol=1e-4)
 
 
 def test_it_stops_with_75_when_the_server_is_gone_and_goes_on_with_the_same_student(

@@ -3,14 +3,16 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.tiny import mapping
+from tests.training.test_run import stop_after
 
-from tutelage.errors import DivergedError
+from tutelage.errors import DivergedError, Stopped
 from tutelage.methods import METHODS
 from tutelage.methods.critics import Critic
 from tutelage.recipe import recipe_of
@@ -193,6 +195,21 @@ def test_stopping_saves_the_last_good_step_first_and_the_run_can_go_on_by_skippi
     ours, theirs = ([{**line, "seconds": 0} for line in lines(run.folder)] for run in (resumed, uninterrupted))
     assert ours == theirs
     ours, theirs = ((run.model / "model.safetensors").read_bytes() for run in (resumed, uninterrupted))
+    assert ours == theirs
+
+
+def test_a_run_that_was_stopped_when_its_only_step_had_been_skipped_goes_on(tmp_path, monkeypatch):
+    """Adam remembers nothing yet: there is nothing of it in the checkpoint."""
+    recipe = recipe_of(mapping(tmp_path, "moment-matching", train={"on_nonfinite": "skip"}))
+    with monkeypatch.context() as patch:
+        poison_at(patch, {0}, student_gradient)
+        stop_after(patch, 1)
+        with pytest.raises(Stopped, match="saved at step 1 "):
+            train(recipe, **SILENT)
+    resumed = train(recipe, **SILENT)
+    poison_at(monkeypatch, {0}, student_gradient)
+    whole = train(replace(recipe, output=str(tmp_path / "whole")), **SILENT)
+    ours, theirs = ((run.model / "model.safetensors").read_bytes() for run in (resumed, whole))
     assert ours == theirs
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,14 +58,16 @@ def generate(
     for note in [*read.notes, *token_notes(examples.kept, reader)]:
         print(f"note: {note}")
     row_of = {row.where: row for row in read}
+    writer = recipe.teacher if by == "teacher" and recipe.teacher else recipe.student
     written = _already_written(
         path,
         {
-            "model": asdict(recipe.teacher if by == "teacher" and recipe.teacher else recipe.student),
+            "model": asdict(writer),
             "rows": recipe.data.train if rows == "train" else recipe.data.validation,
-            "decoding": asdict(decoding) | {"batch_size": 0},
+            "decoding": decoding.law | {"batch_size": 0},
             "seed": recipe.seed,
         },
+        defaults={"model": {field.name: field.default for field in fields(writer)}, "decoding": Decoding().law},
     )
     missing = [example for example in examples if example.where not in written]
     print(f"{len(written):,} of {len(examples):,} rows are in {path} already" if written else f"writing {path}")
@@ -119,22 +121,35 @@ def _append(path: Path, batch: Sequence[Example], answers: Sequence[str], row_of
             file.write(json.dumps({**content, "row": example.where}, ensure_ascii=False) + "\n")
 
 
-def _already_written(path: Path, settings: Mapping[str, Any]) -> set[str]:
+def _already_written(path: Path, settings: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> set[str]:
     """Return which rows the file holds, after checking that it was written with the same settings."""
     note = path.with_name(f"{path.name}.settings.json")
-    described = json.dumps(settings)
     if path.is_dir():
         raise InputError(f"{path} is a folder; name a file with --out")
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(described, encoding="utf-8")
+        note.write_text(json.dumps(settings), encoding="utf-8")
         return set()
-    if not note.exists() or note.read_text(encoding="utf-8", errors="replace") != described:
+    if not note.exists() or _completed(note, defaults) != json.loads(json.dumps(settings)):
         raise InputError(f"{path} exists and was not written with these settings (see {note.name}); name another --out")
     *lines, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
     if rest:  # cut short by a kill
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return {_row_of(line, path, number) for number, line in enumerate(lines, 1)}
+
+
+def _completed(note: Path, defaults: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Noted settings with the defaults of keys that they are older than; `None` where the file is damaged."""
+    try:
+        noted = json.loads(note.read_text(encoding="utf-8", errors="replace"))
+    except ValueError:
+        return None
+    if not isinstance(noted, dict):
+        return None
+    return {
+        name: {**defaults[name], **value} if name in defaults and isinstance(value, dict) else value
+        for name, value in noted.items()
+    }
 
 
 def _row_of(line: str, path: Path, number: int) -> str:

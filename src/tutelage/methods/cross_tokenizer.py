@@ -104,13 +104,15 @@ class CrossTokenizer(Direct):
         targets = student.targets(rollout)
         weights = torch.tensor(position_weights(rollout, self.reduction), device=hidden.device, dtype=torch.float64)
         shares = weights * torch.tensor(self._shares(rollout), device=hidden.device, dtype=torch.float64)
-        sides = _Sides(hidden, student.head, targets, teacher_hidden, bridged, reading.rollout)
+        # Collected once: how often a head is needed depends on the text, and where it is cut, all processes take part.
+        head, teacher_head = student.head.gathered(), bridged.head.gathered()
+        sides = _Sides(hidden, head, targets, teacher_hidden, teacher_head, bridged, reading.rollout)
         together, apart = self._sorted_out(reading.spans, sides)
         pairs = self._first_tokens(together, sides, weights - shares)
         chunks, slopes = _chunk_likelihoods(apart, sides, self.divergence, weights - shares)
         by_tokens = pairs is None or bool(apart) or self.cross_entropy > 0  # else the pass is for the metrics only
         with torch.set_grad_enabled(by_tokens and torch.is_grad_enabled()):
-            scores = linear_divergence(hidden, student.head, targets=targets, cross_entropy=shares - slopes)
+            scores = linear_divergence(hidden, head, targets=targets, cross_entropy=shares - slopes)
         assert scores.student_logp is not None
         worth = (chunks * (weights - shares)[[span.student_start for span in apart]]).sum()
         worth = worth - (shares * scores.student_logp).sum()
@@ -153,7 +155,7 @@ class CrossTokenizer(Direct):
         if not spans:
             return None
         ours, theirs = [span.student_start for span in spans], [span.teacher_start for span in spans]
-        states = (sides.hidden[ours], sides.head, sides.teacher_hidden[theirs], sides.teacher.head)
+        states = (sides.hidden[ours], sides.head, sides.teacher_hidden[theirs], sides.teacher_head)
         if self.comparison == "uld":
             return sorted_distance(*states, coefficients=weights[ours])
         shared = sides.teacher.bridge.shared
@@ -171,13 +173,14 @@ class _Sides:
         head: Head,
         targets: Tensor,
         teacher_hidden: Tensor,
+        teacher_head: Head,
         teacher: BridgedTeacher,
         teacher_rollout: Rollout,
     ) -> None:
         import torch
 
         self.hidden, self.head, self.targets = hidden, head, targets
-        self.teacher_hidden, self.teacher = teacher_hidden, teacher
+        self.teacher_hidden, self.teacher_head, self.teacher = teacher_hidden, teacher_head, teacher
         self.teacher_targets = torch.tensor(teacher_rollout.targets, dtype=torch.long, device=hidden.device)
         self._ids, self._teacher_ids = targets.tolist(), teacher_rollout.targets
 
@@ -192,7 +195,7 @@ class _Sides:
         theirs = [range(span.teacher_start, span.teacher_stop) for span in spans]
         return (
             _summed(self.hidden, self.head, self.targets, ours),
-            _summed(self.teacher_hidden, self.teacher.head, self.teacher_targets, theirs),
+            _summed(self.teacher_hidden, self.teacher_head, self.teacher_targets, theirs),
         )
 
 

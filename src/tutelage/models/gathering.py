@@ -82,12 +82,11 @@ def write_model(model: PreTrainedModel, folder: Path) -> list[Written]:
 
 def _own_weights(model: PreTrainedModel) -> Tensors:
     """What a model's files hold: tied weights once, under their first name."""
-    left_out = set(model._keys_to_ignore_on_save or ())
-    first: dict[int, str] = {}
-    state = model.state_dict(keep_vars=True)
+    left_out, first = set(model._keys_to_ignore_on_save or ()), dict[int, str]()
+    state = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in left_out}
     for name, tensor in state.items():
         first.setdefault(id(tensor), name)
-    return {name: state[name].detach() for name in first.values() if name not in left_out}
+    return {name: state[name].detach() for name in first.values()}
 
 
 def _write_index(folder: Path, files: list[Written]) -> None:

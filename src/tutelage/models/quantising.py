@@ -56,11 +56,14 @@ def check_library(source: Source, library: str) -> None:
         library: what quantised it; those besides torchao and bitsandbytes are left to transformers, which knows them.
 
     Raises:
-        InputError: it is not installed.
+        InputError: it, or accelerate, is not installed, or older than transformers takes.
     """
     found = {"torchao": is_torchao_available, "bitsandbytes": is_bitsandbytes_available}
     if library in found and not (found[library]() and is_accelerate_available()):
-        raise source.error(f"is quantised by {library}, which is not installed here: pip install 'tutelage[quantised]'")
+        raise source.error(
+            f"is quantised by {library}, and that or accelerate is missing here or too old: "
+            "pip install 'tutelage[quantised]'"
+        )
 
 
 def stored_method(settings: PreTrainedConfig) -> str | None:

@@ -14,6 +14,7 @@ from tutelage.models.bridge import BridgedTeacher
 from tutelage.models.cached_teacher import TopKTeacher
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.served_teacher import ServedTeacher
+from tutelage.models.sharding import number
 from tutelage.models.teachers import Teacher
 from tutelage.rollouts.rollout import Rollout
 from tutelage.training.setup import Setup
@@ -112,7 +113,7 @@ def _in_weights(setup: Setup, modules: Mapping[str, nn.Module]) -> Iterator[Susp
     named = {**modules} if teacher is None else {"teacher": teacher.model, **modules}
     for name, module in named.items():
         for key, parameter in module.named_parameters():
-            if not torch.isfinite(parameter).all():
+            if not _is_finite(parameter):
                 yield Suspect(f"the weights of the {name} are not finite ({key})")
 
 
@@ -153,8 +154,13 @@ def _alone(
         loss.backward()
         for name, module in modules.items():
             for key, parameter in module.named_parameters():
-                if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+                if parameter.grad is not None and not _is_finite(parameter.grad):
                     yield Suspect(f"its gradient of the {name} is not finite ({key})", sequence)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite; of a tensor that is cut over the processes, in all of its parts."""
+    return number((~torch.isfinite(tensor)).sum()) == 0
 
 
 def _sequences(model: Teacher | LanguageModel, rollout: Rollout) -> Iterator[tuple[int, list[int], Tensor]]:

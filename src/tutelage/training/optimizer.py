@@ -63,6 +63,8 @@ def load_state_tensors(
 ) -> None:
     """Put a state saved by `state_tensors` back, tensor by tensor; of what is cut, each process takes its part.
 
+    A parameter that had made no step, as where all steps so far were skipped, has no state, here as there.
+
     Args:
         module: whose parameters they are of.
         optimizer: its optimiser.
@@ -70,10 +72,10 @@ def load_state_tensors(
         prefix: what stands before the names of `state_tensors`.
 
     Raises:
-        KeyError: the tensor of a parameter is missing.
+        KeyError: one of the tensors of a parameter is missing.
     """
     for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and f"{prefix}step.{name}" in tensors:
             optimizer.state[parameter] = {
                 key: _placed(key, tensors[f"{prefix}{key}.{name}"], parameter) for key in STATE
             }

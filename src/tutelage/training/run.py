@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,10 @@ from tutelage.training.progress import display
 from tutelage.training.setup import Setup, prepare
 from tutelage.training.signals import Abandoned, StopRequest, listening
 from tutelage.world import joined, world
+
+ENVIRONMENT = "environment.json"
+LATE = 60.0
+"""Seconds until all hosts see a new file of a folder that they share."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,7 @@ def train(
             return begun
         setup, identity, checkpoint = begun
         everyone.main_does(lambda: _describe(setup, identity))
+        _is_there(folder / ENVIRONMENT)
         done = 0 if checkpoint is None else checkpoint.step
         with display(title or recipe.method.name, setup.steps, done) as shown:
             # Not bound to a name: what the optimisers hold makes room for the model that is loaded in the end.
@@ -194,14 +200,16 @@ def _report(setup: Setup, stop: StopRequest, report: Callable[[str], None]) -> N
 def _resumable(recipe: Recipe, folder: Path, resuming: Resuming, report: Callable[[str], None]) -> Checkpoint | None:
     """Find the checkpoint to go on from, after comparing the recipe with the one that it was made with."""
     stored = folder / "config.yaml"
-    if not stored.exists():
+    if not _is_there(stored):
         return None
     if resuming.resume == "never":
         raise InputError(
             f"{folder} holds a run already; name another output, or leave out --resume never to go on with it"
         )
-    checkpoint = newest_checkpoint(
-        folder / "checkpoints", report, verify=resuming.verify, reset_optimizer=resuming.reset_optimizer
+    checkpoint = world().main_does(
+        lambda: newest_checkpoint(
+            folder / "checkpoints", report, verify=resuming.verify, reset_optimizer=resuming.reset_optimizer
+        )
     )
     if checkpoint is None:
         before = parse_yaml(stored.read_text(encoding="utf-8"), str(stored))
@@ -215,6 +223,25 @@ def _resumable(recipe: Recipe, folder: Path, resuming: Resuming, report: Callabl
             f"or go on all the same with --allow-change {keys}"
         )
     return checkpoint
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a file of the run is there, as all processes see it; network file systems show what is new with delay.
+
+    Raises:
+        InputError: some of them see it, and others do not.
+    """
+    everyone, waited_until = world(), time.monotonic() + LATE
+    seen = everyone.gather(path.exists())
+    while any(seen) and not all(seen) and everyone.main_does(lambda: time.monotonic() < waited_until):
+        time.sleep(0.5)
+        seen = everyone.gather(path.exists())
+    if any(seen) and not all(seen):
+        raise InputError(
+            f"only {sum(seen)} of the run's {len(seen)} processes see {path}; all of them write checkpoints and read "
+            "them, so name an output on a file system that all hosts share, by the same path"
+        )
+    return seen[0]
 
 
 def _finished(recipe: Recipe, folder: Path, checkpoint: Checkpoint | None) -> Run | None:
@@ -251,6 +278,6 @@ def _describe(setup: Setup, identity: dict[str, Any]) -> None:
         "device": str(setup.student.device),
         **{name: part for name, part in identity.items() if name != "recipe"},
     }
-    texts = {"config.yaml": dump_recipe(setup.recipe), "environment.json": json.dumps(redacted(environment), indent=1)}
+    texts = {"config.yaml": dump_recipe(setup.recipe), ENVIRONMENT: json.dumps(redacted(environment), indent=1)}
     for name, text in texts.items():
         write_whole(setup.folder / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))

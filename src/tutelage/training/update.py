@@ -132,7 +132,7 @@ class Updater:
             passes = self._passes_of_all(rollout)
             self._ask_ahead([part for part, _ in passes], wait=True)
             return self._own_gradients(passes, units, training, only)
-        self._ask_ahead([mine], wait=False)
+        self._ask_ahead(mine.micro_batches(self._micro_batch.value), wait=False)  # first what is needed first
         return world().agreed(
             lambda: self._micro_batch.fitting(
                 lambda tokens: self._own_gradients(
@@ -155,7 +155,7 @@ class Updater:
             parts = text.select(_spread(text)).micro_batches(self._micro_batch.value)
             most = max(world().gather(len(parts)))
             passes += [(part, True) for part in parts]
-            passes += [((parts or [text.select([0])])[0], False)] * (most - len(parts))
+            passes += [((parts or [text.select([0])])[-1], False)] * (most - len(parts))
         return passes
 
     def _ask_ahead(self, parts: Sequence[Rollout], *, wait: bool) -> None:
