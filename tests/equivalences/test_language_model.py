@@ -14,6 +14,7 @@ from tests.tiny_models import (
     ragged,
 )
 
+from tutelage.errors import InputError
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.stepping import stepper as stepper_of
 from tutelage.rollouts.rollout import Rollout
@@ -134,6 +135,14 @@ def test_a_row_without_masked_tokens_gives_no_states(name: str) -> None:
         masks=[*rollout.masks, (False, False)],
     )
     assert_close(model.hidden(with_silent), model.hidden(rollout))
+
+
+@architecture
+def test_weights_that_are_no_numbers_are_refused_in_words(name: str) -> None:
+    model = build(name, dtype=dtype_of(name))
+    next(model.parameters()).data.fill_(torch.nan)
+    with pytest.raises(InputError, match="computes logits that are not finite on a probe"):
+        LanguageModel(model)
 
 
 def test_an_empty_prompt_is_refused_by_decoder_only_models() -> None:

@@ -45,10 +45,16 @@ def verify_head(model: PreTrainedModel, head: Head, hidden: Tensor, logits: Tens
     """Compare a head's logits with those of the model's own forward pass on a probe.
 
     Raises:
-        InputError: they differ, so the architecture does something to its logits that `Head` does not know.
+        InputError: they differ, so the architecture does something to its logits that `Head` does not know; or the
+            model's are not finite.
     """
     ours = head.logits(hidden).float()
     theirs = logits.float()
+    if not theirs.isfinite().all():
+        raise InputError(
+            f"{type(model).__name__} computes logits that are not finite on a probe: its weights are damaged, or too "
+            f"large for {str(hidden.dtype).removeprefix('torch.')}; get them anew, or set dtype to bfloat16 or float32"
+        )
     tolerance = 1e-3 if hidden.dtype == torch.float32 else 6e-2
     if not torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance * (1 + theirs.abs().max().item())):
         worst = (ours - theirs).abs().max().item()
