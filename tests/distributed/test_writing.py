@@ -59,7 +59,7 @@ def written(tmp_path_factory):
         {"model": str(folder / name), "to": str(folder / f"{name}-written"), "file_bytes": FILE_BYTES} for name in names
     ]
     one_file = {"model": str(folder / "gpt2"), "to": str(folder / "gpt2-one-file"), "file_bytes": 2**30}
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 12, "num_attention_heads": 2}
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 32, "num_attention_heads": 2}
     LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=50)).save_pretrained(folder / "deep")
     deep = {"model": str(folder / "deep"), "to": str(folder / "deep-written"), "file_bytes": 100_000}
     found = write(folder, [*jobs, one_file, deep])
@@ -118,8 +118,9 @@ def test_no_process_collects_the_model(written):
     folder, found = written
     size = sum(tensor.nbytes for tensor in stored(folder / "deep").values())
     for process in found["deep"]:
-        assert len(process["mine"]) >= 10
-        assert process["most"] < size / 4  # a twelfth is a layer, and so large is a file
+        assert len(process["mine"]) >= 30
+        # A layer is a file. Some are held at a time, and what another thread frees is not counted as free.
+        assert process["most"] < size / 4
 
 
 @pytest.mark.slow

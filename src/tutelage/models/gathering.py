@@ -6,18 +6,20 @@ follows from their names and sizes alone, so the files are the same whatever the
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
+from tutelage.models import adapters
+from tutelage.models.sharding import is_sharded, whole_tensors
+from tutelage.models.shell import is_adapted
 from tutelage.sealing import Seal, sync
 from tutelage.world import world
 
@@ -61,18 +63,29 @@ def write_tensors(
     everyone, plan, found = world(), _plan(tensors), []
     for start in range(0, len(plan), everyone.size):
         path = folder / _name(stem, start + everyone.rank, len(plan))
-        mine = _mine(tensors, plan[start : start + everyone.size])
+        shares = [
+            whole_tensors({name: tensors[name] for name in names}, rank)
+            for rank, names in enumerate(plan[start : start + everyone.size])
+        ]
+        mine = shares[everyone.rank] if everyone.rank < len(shares) else None
         files = everyone.gather(everyone.agreed(partial(_write, path, mine, stored)))
         found += [file for file in files if file is not None]
     return found
 
 
 def write_model(model: PreTrainedModel, folder: Path) -> list[Written]:
-    """Write a cut model as a Hugging Face folder, which any number of processes can load, cut or whole.
+    """Write a model as a Hugging Face folder, which any number of processes can load, cut or whole.
 
-    Every process calls it, and gets the files with weights. The folder is made where there is none.
+    One that is whole is written by the first process, and so is the adapter of a cut one; one that is cut by all.
+
+    Returns:
+        The files that are on the disk, with their seals, in all processes: those of a model that is cut.
     """
     everyone = world()
+    if is_adapted(model) or not is_sharded(model):
+        adapter = adapters.whole_adapter(model) if is_sharded(model) else None
+        everyone.main_does(lambda: model.save_pretrained(folder, state_dict=adapter))
+        return []
     everyone.main_does(lambda: model.save_pretrained(folder, state_dict={}))  # all but the weights
     files = write_tensors(folder, "model", _own_weights(model), lambda part: revert_weight_conversion(model, part))
     if len(files) > 1:
@@ -118,24 +131,10 @@ def _name(stem: str, number: int, count: int) -> str:
     return f"{stem}.safetensors" if count == 1 else f"{stem}-{number + 1:05}-of-{count:05}.safetensors"
 
 
-def _mine(tensors: Mapping[str, Tensor], files: Sequence[Sequence[str]]) -> Tensors | None:
-    """The tensors of this process's file, on the host, if it has one. For the others' it gives its parts."""
-    mine = None
-    for number, names in enumerate(files):
-        found = {}
-        for name in names:
-            tensor = tensors[name].detach()
-            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-            if number == world().rank:
-                found[name] = whole.cpu().contiguous()
-        mine = found if number == world().rank else mine
-    return mine
-
-
 def _write(path: Path, tensors: Tensors | None, stored: Callable[[Tensors], Tensors]) -> Written | None:
     if tensors is None:
         return None
-    tensors = stored(tensors)
+    tensors = {name: tensor.contiguous() for name, tensor in stored(tensors).items()}
     save_file(tensors, path, metadata={"format": "pt"})
     sync(path)
     return Written(path.name, Seal.of(path), {name: tensor.nbytes for name, tensor in tensors.items()})

@@ -205,13 +205,13 @@ def whole(*models: nn.Module) -> Iterator[None]:
         _tie(ties, cut=True)
 
 
-def whole_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Collect tensors that may be cut; every process takes part, and the first one has the result (on the CPU)."""
+def whole_tensors(tensors: Mapping[str, Tensor], rank: int = 0) -> dict[str, Tensor]:
+    """Collect tensors that may be cut; every process takes part, and the one of this rank has them all (on the CPU)."""
     found = {}
     for name, tensor in tensors.items():
         full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        if world().is_main:
-            found[name] = full.detach().cpu() if isinstance(tensor, DTensor) else full
+        if world().rank == rank:
+            found[name] = full.detach().cpu()
     return found
 
 

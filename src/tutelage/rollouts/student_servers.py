@@ -33,7 +33,6 @@ from tutelage.models.prompt_logprobs import COMPLETION, read_scores
 from tutelage.models.prompt_logprobs import request as scores_request
 from tutelage.models.server_probes import LONGEST, MODELS, TEXT
 from tutelage.models.serving import Passing, Refused, Server, Servers
-from tutelage.models.sharding import is_sharded
 from tutelage.rollouts.decoding import evaluating
 from tutelage.rollouts.rollout import Ids, Rollout
 from tutelage.rollouts.sampling import logp_of
@@ -179,7 +178,7 @@ class StudentServers:
         self._number += 1
         label = f"{self._run}-{self._number}"
         folder = self._folder / label  # unlike those of any other run that was given the same folder
-        write_model(model, folder) if is_sharded(model) else everyone.main_does(lambda: model.save_pretrained(folder))
+        write_model(model, folder)
         self._version, self._vocabulary = Version(label, folder, logps, tolerance), student.head.vocabulary
         everyone.main_does(self._bring_all_up_to_date)
         if before is not None:

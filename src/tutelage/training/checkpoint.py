@@ -40,10 +40,10 @@ class Contents:
 
     write_model: Callable[[Path], list[Written]]
     """Writes the student as a Hugging Face folder, all processes together; gives the files that are on the disk."""
-    optimizer: Mapping[str, Tensor]
-    """The optimisers' state."""
-    modules: Mapping[str, Tensor]
-    """The weights of the method's own modules."""
+    optimizer: Mapping[str, Mapping[str, Tensor]]
+    """The optimisers' state, by the names of the modules."""
+    modules: Mapping[str, Mapping[str, Tensor]]
+    """The weights of the method's own modules, likewise."""
     state: Mapping[str, Any]
     """What the loop remembers, for JSON; that of the first process is written."""
     size: int
@@ -66,18 +66,18 @@ class Checkpoint:
         except ValueError as error:
             raise self._unreadable(STATE, error) from error
 
-    def optimizer(self) -> Mapping[str, Tensor]:
-        """The optimisers' state, read tensor by tensor as it is asked for."""
-        return self._tensors(OPTIMIZER)
+    def optimizer(self, module: str) -> Mapping[str, Tensor]:
+        """The optimiser's state of a module, read tensor by tensor as it is asked for."""
+        return self._tensors(OPTIMIZER, module)
 
-    def modules(self) -> Mapping[str, Tensor]:
-        """The weights of the method's own modules, likewise."""
-        return self._tensors(MODULES)
+    def module(self, module: str) -> Mapping[str, Tensor]:
+        """The weights of one of the method's own modules, likewise."""
+        return self._tensors(MODULES, module)
 
-    def _tensors(self, stem: str) -> Mapping[str, Tensor]:
+    def _tensors(self, stem: str, module: str) -> Mapping[str, Tensor]:
         paths = sorted(path for path in self.folder.glob("*.safetensors") if _holds(path.name, stem))
         try:
-            return _Stored(paths or [self.folder / f"{stem}.safetensors"])
+            return _Stored(paths or [self.folder / f"{stem}.safetensors"], f"{module}/")
         except (SafetensorError, OSError) as error:
             raise self._unreadable(f"{stem}.safetensors", error) from error
 
@@ -86,14 +86,15 @@ class Checkpoint:
 
 
 class _Stored(Mapping[str, Tensor]):
-    """The tensors of some files."""
+    """The tensors of some files whose names begin with a prefix, by the rest of their names."""
 
-    def __init__(self, paths: Collection[Path]) -> None:
-        files = [safe_open(path, framework="pt") for path in paths]
-        self._files = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    def __init__(self, paths: Collection[Path], prefix: str) -> None:
+        files, self._prefix = [safe_open(path, framework="pt") for path in paths], prefix
+        names = [(name, file) for file in files for name in file.keys()]  # noqa: SIM118 (it is no dict)
+        self._files = {name.removeprefix(prefix): file for name, file in names if name.startswith(prefix)}
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._files[name].get_tensor(name)
+        return self._files[name].get_tensor(self._prefix + name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -214,16 +215,21 @@ def _write(folder: Path, name: str, contents: Contents) -> Path:
     world().main_does(lambda: _make(staging))
     files = [
         *contents.write_model(staging),
-        *write_tensors(staging, OPTIMIZER, contents.optimizer),
-        *write_tensors(staging, MODULES, contents.modules),
+        *write_tensors(staging, OPTIMIZER, _named(contents.optimizer)),
+        *write_tensors(staging, MODULES, _named(contents.modules)),
     ]
 
     def finish() -> None:
         (staging / STATE).write_text(json.dumps(contents.state, indent=1), encoding="utf-8")
-        seal(staging, {file.name: file.seal for file in files})
+        seal(staging, files)
 
     world().main_does(finish)
     return staging
+
+
+def _named(modules: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of several modules, the module's name before each one's."""
+    return {f"{module}/{name}": tensor for module, tensors in modules.items() for name, tensor in tensors.items()}
 
 
 def _make(staging: Path) -> None:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from tutelage.errors import TutelageError
-from tutelage.models.adapters import whole_adapter
 from tutelage.models.gathering import Written, write_model
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.loading import load_model
@@ -52,22 +51,17 @@ def write_export(setup: Setup, steps: int, evaluations: Sequence[Mapping[str, An
     files = write_student(setup, staging)
     world().main_does(lambda: _tidy(setup, staging))
     compare = partial(_compare, setup, staging, probe, here)
-    compare() if is_sharded(setup.student.model) else world().main_does(compare)  # a cut one takes all processes
+    if is_sharded(setup.student.model):  # its passes take all processes
+        compare()
+    else:
+        world().main_does(compare)
     world().main_does(lambda: _seal(setup, staging, files, steps, evaluations))
     return staging
 
 
 def write_student(setup: Setup, folder: Path) -> list[Written]:
-    """Write the student as a Hugging Face folder: a whole one the first process, a cut one all of them together.
-
-    Returns:
-        The files that are on the disk, with their seals.
-    """
-    model = setup.student.model
-    adapter = whole_adapter(model) if is_sharded(model) and is_adapted(model) else None
-    files = write_model(model, folder) if is_sharded(model) and adapter is None else []
-    if not files:
-        world().main_does(lambda: model.save_pretrained(folder, state_dict=adapter))
+    """Write the student as a Hugging Face folder, its tokenizer beside it; as `write_model` does."""
+    files = write_model(setup.student.model, folder)
     world().main_does(lambda: setup.tokenizer.save_pretrained(folder) and None)
     return files
 
@@ -93,7 +87,7 @@ def _compare(setup: Setup, staging: Path, probe: Rollout, here: Tensor) -> None:
 def _seal(
     setup: Setup, staging: Path, files: Sequence[Written], steps: int, evaluations: Sequence[Mapping[str, Any]]
 ) -> None:
-    seal(staging, {file.name: file.seal for file in files}, step=steps)
+    seal(staging, files, step=steps)
     card = staging / FILE
     card.write_text(model_card(setup, evaluations), encoding="utf-8", errors="replace")
     sync(card)

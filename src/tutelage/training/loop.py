@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
 
 from tutelage.data import Examples
 from tutelage.errors import DivergedError, DoesNotFitError, InputError
@@ -275,11 +274,10 @@ class Loop:
         self._display.busy("saving", 0, 1)
         self._whole = False
         optimizer = {
-            f"{name}/{key}": tensor
+            name: state_tensors(module, self._updater.optimizers[name])
             for name, module in self._updater.modules.items()
-            for key, tensor in state_tensors(module, self._updater.optimizers[name]).items()
         }
-        own = {f"{n}/{key}": tensor for n, m in self._updater.own.items() for key, tensor in m.state_dict().items()}
+        own = {name: module.state_dict() for name, module in self._updater.own.items()}
         size = checkpoint_bytes(self._setup.student.model)
         contents = Contents(partial(write_student, self._setup), optimizer, own, self._state(), size)
         best = world().main_does(
@@ -302,14 +300,13 @@ class Loop:
         }
 
     def _restore(self, checkpoint: Checkpoint, reset_optimizer: bool) -> None:
-        state, own = checkpoint.state, checkpoint.modules()
+        state = checkpoint.state
         if not reset_optimizer:
-            tensors = checkpoint.optimizer()
             for name, module in self._updater.modules.items():
-                load_state_tensors(module, self._updater.optimizers[name], tensors, prefix=f"{name}/")
+                load_state_tensors(module, self._updater.optimizers[name], checkpoint.optimizer(name))
         for name, module in self._updater.own.items():
             try:
-                load_whole(module, _under(f"{name}/", own))
+                load_whole(module, checkpoint.module(name))
             except RuntimeError as error:  # torch's, of names or shapes
                 raise InputError(
                     f"the {name} of {checkpoint.folder} does not fit this recipe ({error}); undo what was allowed to "
@@ -328,7 +325,3 @@ class Loop:
         start = time.perf_counter()
         yield
         self._seconds[phase] += time.perf_counter() - start
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}

@@ -1,25 +1,26 @@
 """The seal of a folder: a list of its files with sizes and checksums, written when all of them are on the disk."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tutelage.models.gathering import Written
 from tutelage.sealing import Seal, sync
 
 MANIFEST = "MANIFEST.json"
 SCHEMA = 2
 
 
-def seal(folder: Path, known: Mapping[str, Seal] | None = None, **facts: Any) -> None:
+def seal(folder: Path, written: Sequence[Written] = (), **facts: Any) -> None:
     """Sync every file, list them in the manifest, and sync that and the folders too.
 
     Args:
         folder: a finished folder without a manifest.
-        known: files that are on the disk already, with their seals.
+        written: files in it that are on the disk already, with their seals.
         facts: what else the manifest says, for JSON.
     """
-    files = {name: one.as_dict() for name, one in (known or {}).items()}
+    files = {file.name: file.seal.as_dict() for file in written}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = str(path.relative_to(folder))
         if name not in files:

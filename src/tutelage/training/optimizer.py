@@ -58,9 +58,7 @@ def state_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
     }
 
 
-def load_state_tensors(
-    module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str = ""
-) -> None:
+def load_state_tensors(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Put a state saved by `state_tensors` back, tensor by tensor; of what is cut, each process takes its part.
 
     A parameter that had made no step, as where all steps so far were skipped, has no state, here as there.
@@ -68,17 +66,14 @@ def load_state_tensors(
     Args:
         module: whose parameters they are of.
         optimizer: its optimiser.
-        tensors: the state, by names that begin with `prefix`.
-        prefix: what stands before the names of `state_tensors`.
+        tensors: the state, by the names of `state_tensors`.
 
     Raises:
         KeyError: one of the tensors of a parameter is missing.
     """
     for name, parameter in module.named_parameters():
-        if parameter.requires_grad and f"{prefix}step.{name}" in tensors:
-            optimizer.state[parameter] = {
-                key: _placed(key, tensors[f"{prefix}{key}.{name}"], parameter) for key in STATE
-            }
+        if parameter.requires_grad and f"step.{name}" in tensors:
+            optimizer.state[parameter] = {key: _placed(key, tensors[f"{key}.{name}"], parameter) for key in STATE}
 
 
 def _placed(key: str, tensor: Tensor, parameter: Tensor) -> Tensor:

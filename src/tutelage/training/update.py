@@ -109,8 +109,7 @@ class Updater:
     def _gradients(self, rollout: Rollout, training: Sequence[str], only: str | None = None) -> Sums:
         """Add up the gradients of all micro-batches, each term divided by its units in the whole step."""
         everyone, units = world(), self._units(rollout)
-        mine = rollout.select(_spread(rollout)) if everyone.size > 1 else rollout
-        share = self._share_of_gradients(rollout, mine, units, training, only)
+        share = self._share_of_gradients(rollout, units, training, only)
         shares = everyone.gather((*share, self._micro_batch.value))
         self._micro_batch.value = min(size for _, _, size in shares)  # what fits everywhere
         losses = [loss for _, found, _ in shares for loss in found]
@@ -125,13 +124,14 @@ class Updater:
         return total
 
     def _share_of_gradients(
-        self, rollout: Rollout, mine: Rollout, units: Mapping[str, float], training: Sequence[str], only: str | None
+        self, rollout: Rollout, units: Mapping[str, float], training: Sequence[str], only: str | None
     ) -> Share:
         """The gradients of the sequences of this process, as many of them at a time as fit."""
         if is_sharded(self._setup.student.model) or _is_cut(self._setup.teacher):
             passes = self._passes_of_all(rollout)
             self._ask_ahead([part for part, _ in passes], wait=True)
             return self._own_gradients(passes, units, training, only)
+        mine = rollout.select(_spread(rollout)) if world().size > 1 else rollout
         self._ask_ahead(mine.micro_batches(self._micro_batch.value), wait=False)  # first what is needed first
         return world().agreed(
             lambda: self._micro_batch.fitting(
