@@ -15,10 +15,10 @@ from typing import Any
 from task import STUDENT, TEACHER, TINY, sections
 from timing import machine, save
 
+from tutelage import cli
 from tutelage.commands.preflight import look
 from tutelage.recipe import dump_recipe, load_recipe, recipe_of
 from tutelage.training.memory import estimate, resident
-from tutelage.training.run import train
 
 TOLERANCE = 0.15
 
@@ -33,7 +33,7 @@ def main() -> None:
         print(_predicted(options.predict))
         return
     if options.measure is not None:
-        train(load_recipe(options.measure), report=lambda _: None)
+        cli.main(["train", str(options.measure)])
         print(resident())
         return
     print(f"{machine()}\n")

@@ -37,6 +37,16 @@ def test_help_answers_in_half_a_second():
     assert min(times) < 0.5
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="PyTorch's allocator has the setting on Linux alone")
+def test_large_tensors_begin_at_a_page(tmp_path):
+    code = (
+        f"from tutelage.cli import main\nmain(['schema', '--out', {str(tmp_path / 'schema.json')!r}])\n"
+        "import torch\nprint(torch.empty(2**22, dtype=torch.uint8).data_ptr() % 4096)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0"
+
+
 def test_a_mistake_in_a_recipe_is_found_without_torch(tmp_path):
     path = recipe_file(tmp_path)
     code = (
