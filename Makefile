@@ -17,7 +17,7 @@ $(MARKER): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]" --group dev
 	touch $(MARKER)
 
-demo: $(MARKER)  ## Distil the embedded task three ways and compare (about 4 minutes on two cores)
+demo: $(MARKER)  ## Distil the embedded task three ways and compare (a minute or two on two cores)
 	$(BIN)/tutelage demo
 
 demo-teacher: $(MARKER)  ## Retrain the demo's teacher that ships in the package
@@ -30,7 +30,7 @@ test-slow: $(MARKER)  ## Run the long tests
 	$(BIN)/python -m pytest -q -m slow
 
 test-faults: $(MARKER)  ## Kill, hang, cut, damage and fill up runs, and see that none is lost
-	$(BIN)/python -m pytest -q tests/faults tests/distributed -m "not fault_soak"
+	$(BIN)/python -m pytest -q -n 2 tests/faults tests/distributed -m "not fault_soak"
 
 soak: $(MARKER)  ## Kill 300 runs over the families of methods and print what it cost; cut the cable between two hosts (as root)
 	$(BIN)/python -m pytest -q -s tests/faults tests/distributed -m fault_soak

@@ -9,7 +9,7 @@ Verb = Callable[..., argparse.ArgumentParser]
 MAIN = """\
 Teach a small language model what a large one knows.
 
-  tutelage demo                       distil an embedded task three ways; no downloads, about 4 minutes
+  tutelage demo                       distil an embedded task three ways; no downloads, a minute or two
   tutelage check recipes/gkd.yaml     look at a recipe, its rows and its memory before the run
   tutelage train recipes/gkd.yaml     run it; the same command goes on with an interrupted run
 """
