@@ -11,6 +11,7 @@ import torch
 import tutelage
 from tutelage.cli import parse
 from tutelage.methods import METHODS
+from tutelage.training.identity import CHANGEABLE
 
 PAGES = [*sorted(Path("docs").rglob("*.md")), *(Path(name) for name in ("CONTRIBUTING.md", "SECURITY.md"))]
 """The tests run from the root of the project."""
@@ -71,6 +72,11 @@ def test_method_page_lists_every_hyper_parameter(name):
     page = text_of(Path(f"docs/methods/{name}.md"))
     fields = [field for field in METHODS[name].__dataclass_fields__ if field != "name"]
     assert not [field for field in fields if f"| `{field}` |" not in page]
+
+
+def test_keys_that_may_differ_when_a_run_goes_on_are_listed():
+    page = text_of(Path("docs/resuming.md"))
+    assert [key for key in CHANGEABLE if f"`{key}`" not in page] == []
 
 
 def test_python_of_the_reference_runs():

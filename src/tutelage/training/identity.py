@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from hashlib import sha256
 from importlib.metadata import version
 from typing import Any
@@ -16,7 +17,7 @@ from tutelage.training.setup import Setup, needs_teacher
 CHANGEABLE = ("train.steps", "train.epochs", "train.save_every", "train.log_every", "train.keep_checkpoints",
               "train.keep_best", "train.trackers", "train.micro_batch_tokens", "train.shard",
               "train.shard_within", "train.on_nonfinite", "train.nonfinite_budget", "train.alarms", "evaluation",
-              "teacher_cache.folder", "output",
+              "teacher_cache.folder", "output", "method.*_decoding.batch_size", "method.*_decoding.cuda_graphs",
               "teacher.url", "teacher.protocol", "teacher.concurrency", "teacher.timeout", "teacher.patience",
               "teacher.key_variable", "sampler.url", "sampler.weights_folder", "sampler.tolerance",
               "sampler.concurrency", "sampler.timeout", "sampler.patience", "sampler.key_variable")  # fmt: skip
@@ -118,7 +119,7 @@ def _completed(stored: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _covered(key: str, names: Collection[str]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in names)
+    return any(fnmatchcase(key, name) or key.startswith(f"{name}.") for name in names)
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
