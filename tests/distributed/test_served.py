@@ -164,7 +164,7 @@ def test_servers_that_write(folder: Path, well: Failing) -> None:
             assert_close(one(recipe, sampler={}), Path(recipe["output"]))
         with running(FailingStudent(folder / "other")) as alone:
             assert_close(one(stale, sampler=sampler(alone, max_staleness=1)), Path(stale["output"]))
-    assert asked == alone.texts
+    assert sorted(asked) == sorted(alone.texts)  # several requests are on their way at once
     found = [[line for line in lines(path) if "loss" in line] for path in (folder / "stale", folder / "stale-one")]
     assert [line["rollout_staleness"] for line in found[0]] == [0, 1] * 3
     for two, wanted in zip(*found, strict=True):
