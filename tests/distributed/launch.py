@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 
 
-def launched(folder: Path, jobs: list[dict[str, Any]], processes: int = 2, seconds: float = 300) -> list[list[str]]:
+def launched(folder: Path, jobs: list[dict[str, Any]], processes: int = 2, seconds: float = 600) -> list[list[str]]:
     """Run jobs in so many processes; return what became of each, a word for each process."""
     done = launch(folder, jobs, processes, seconds)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -53,7 +53,7 @@ def test_the_command_is_shared_too_and_speaks_once(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe(tmp_path, "cached")))
     command = [*torchrun(2), str(HERE / "command.py"), "cache", str(path)]
-    done = subprocess.run(command, env=environment(), timeout=200, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment(), timeout=300, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count(" rows, ") == 1
     said: list[str] = []

@@ -8,7 +8,7 @@ from tests.tiny import mapping
 
 def test_an_error_that_cannot_travel_is_told_in_words():
     command = [*torchrun(2), str(HERE / "failing.py")]
-    done = subprocess.run(command, env=environment(), timeout=100, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment(), timeout=300, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines() == [
         "0 ValueError: plain",

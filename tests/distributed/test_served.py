@@ -21,7 +21,7 @@ UNKNOWN = 0
 """The id of words that no row has; the texts that servers are known by are full of them."""
 GREEDY = {"student_decoding": {"max_new_tokens": 5, "strategy": "greedy"}}
 IN_TIME = {"timeout": 10.0, "patience": 20.0}
-SOON = {"timeout": 10.0, "patience": 3.0}
+SOON = {"timeout": 10.0, "patience": 6.0}
 CUT = {"shard": "student"}
 
 
@@ -126,7 +126,7 @@ def test_a_served_teacher(folder: Path, well: Failing) -> None:
     said = [told[0] for told in outcomes]
     assert said[1] == said[3] == said[5] == said[6] == said[7] == "finished"
     for place, server in ((0, first), (2, second)):
-        assert f"the server at {server.url} gave no answer within 3 s (last: HTTP 503" in said[place]
+        assert f"the server at {server.url} gave no answer within 6 s (last: HTTP 503" in said[place]
         assert "saved at step 2 of 6; the same command goes on from here" in said[place]
     assert "refuses a request (HTTP 400" in said[4]
     assert [server.looks for server in (first, second, third, sound)] == [2, 2, 2, 1]
@@ -153,7 +153,7 @@ def test_servers_that_write(folder: Path, well: Failing) -> None:
         outcomes = launched(folder, [{"recipe": recipe} for recipe in (restarted, gone, gone, stale)])
         assert outcomes[0] == outcomes[2] == outcomes[3] == ["finished", "finished"]
         assert outcomes[1][0] == outcomes[1][1]
-        assert f"the server at {second.url} gave no answer within 3 s (last: HTTP 503" in outcomes[1][0]
+        assert f"the server at {second.url} gave no answer within 6 s (last: HTTP 503" in outcomes[1][0]
         assert "saved at step 2 of 6" in outcomes[1][0]
         assert not list(folder.glob("*/weights/**/*.safetensors"))
         assert (first.looks, second.looks, third.looks) == (1, 2, 1)

@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
 
 def together(folder, cut: str, processes: int) -> list[dict]:
     command = [*torchrun(processes), str(HERE / "scores.py"), str(folder), cut]
-    done = subprocess.run(command, env=environment(), timeout=200, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment(), timeout=300, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((folder / f"scores-{cut}-{processes}-{rank}.json").read_text()) for rank in range(processes)]
 

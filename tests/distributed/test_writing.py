@@ -126,7 +126,11 @@ def test_no_process_collects_the_model(written):
 @pytest.mark.slow
 def test_the_files_are_the_same_whatever_the_number_of_processes(written, tmp_path):
     folder, found = written
-    job = {"model": str(folder / "llama"), "file_bytes": FILE_BYTES}
-    for processes in (1, 3):
-        (there,) = write(tmp_path, [{**job, "to": str(tmp_path / f"by-{processes}")}], processes)
-        assert all(process["files"] == found["llama"][0]["files"] for process in there)
+    job, wanted = {"model": str(folder / "llama"), "file_bytes": FILE_BYTES}, found["llama"][0]["files"]
+    (three,) = write(tmp_path, [{**job, "to": str(tmp_path / "by-3")}], processes=3)
+    assert all(process["files"] == wanted for process in three)
+    ((one,),) = write(tmp_path, [{**job, "to": str(tmp_path / "by-1")}], processes=1)
+    assert one["files"] == {name: file for name, file in wanted.items() if name.startswith("optimizer")}
+    there, here = stored(tmp_path / "by-1"), stored(folder / "llama")  # a whole model is written by transformers
+    assert there.keys() == here.keys()
+    assert all(torch.equal(there[key], here[key]) for key in here)

@@ -95,4 +95,4 @@ def test_only_arithmetic_is_evaluated(name):
 def test_a_model_that_loops_is_no_burden(piece):
     begin = time.perf_counter()
     recalculated(piece * 1000 + "= 3")
-    assert time.perf_counter() - begin < 3
+    assert time.perf_counter() - begin < 20

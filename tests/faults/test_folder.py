@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.faults.runs import assert_same_results, run, start, write_recipe
-from tests.faults.test_signals import told_to_stop, wait_for
+from tests.faults.test_signals import told_to_stop, until
 from tests.tiny import mapping, write_model
 
 from tutelage.errors import InputError, Stopped, TutelageError
@@ -41,7 +41,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_a_dead_one_is_no_hindran
         update.Updater._check_and_clip = waiting
 
     first = start(words, tmp_path / "first.log", slow)
-    wait_for(tmp_path / "working")
+    until((tmp_path / "working").exists)
     second = start(words, tmp_path / "second.log")
     assert second.wait() == 2
     assert f"run is active (pid {first.pid} on host {os.uname().nodename} since " in second.said

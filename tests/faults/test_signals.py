@@ -22,7 +22,7 @@ from tutelage.training import export as export_module
 from tutelage.training import run as run_module
 from tutelage.training.checkpoint import newest_checkpoint
 
-ENOUGH = 20.0
+ENOUGH = 45.0
 """Seconds within which a run that was told to stop has left, on a machine that others use too."""
 
 
@@ -137,11 +137,11 @@ def test_each_of_the_signals_stops_a_run(tmp_path, number):
 def test_a_second_signal_ends_the_process_at_once_and_leaves_no_half_checkpoint(tmp_path):
     words = write_recipe(tmp_path, "gkd")
     child = start(words, tmp_path / "log", slow_save(call=6))
-    wait_for(tmp_path / "saving")
+    until((tmp_path / "saving").exists)
     child.kill(signal.SIGTERM)
-    time.sleep(0.1)
+    until(lambda: "SIGTERM: stopping" in child.said)
     child.kill(signal.SIGTERM)
-    assert child.wait(2.0) == -signal.SIGTERM
+    assert child.wait(30.0) == -signal.SIGTERM
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
     assert names == ["step-00000001", "step-00000002"]
     run(words, tmp_path / "log")
@@ -169,10 +169,10 @@ def slow_save(call: int) -> Callable[[], None]:
     return plant
 
 
-def wait_for(path: Path, seconds: float = 20.0) -> None:
+def until(happened: Callable[[], bool], seconds: float = 60.0) -> None:
     limit = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < limit, f"{path} never came"
+    while not happened():
+        assert time.monotonic() < limit
         time.sleep(0.01)
 
 
@@ -199,15 +199,22 @@ def test_a_signal_that_somebody_swallows_is_honoured_after_all(tmp_path):
     assert "swallowed" in child.said
 
 
-@pytest.mark.parametrize("delay", [0.3, 2.0, 4.0])
+@pytest.mark.parametrize("delay", [0.0, 2.0, 4.0])
 def test_the_real_command_can_be_told_to_stop_while_it_imports(tmp_path, delay):
     words = [sys.executable, "-m", "tutelage", *write_recipe(tmp_path, "gkd", train={"steps": 100_000})]
     child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    until(lambda: listens(child.pid, signal.SIGTERM))
     time.sleep(delay)
     child.send_signal(signal.SIGTERM)
-    said, _ = child.communicate(timeout=30)
+    said, _ = child.communicate(timeout=150)
     assert child.returncode == 75, said
     assert "Traceback" not in said
+
+
+def listens(process: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal."""
+    caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{process}/status").read_text())
+    return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
 
 
 def test_generate_keeps_what_it_has_written(tmp_path):

@@ -190,7 +190,7 @@ def test_two_processes_end_where_one_does(tmp_path):
     root = worker.parents[2]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(root / "src"), str(root)])}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([*command, str(worker), str(tmp_path)], env=environment, timeout=200, check=True)
+    subprocess.run([*command, str(worker), str(tmp_path)], env=environment, timeout=300, check=True)
     two = torch.load(tmp_path / "two.pt")
     for objective in (KD, BY_SEQUENCE):
         student, teacher = models()

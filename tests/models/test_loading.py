@@ -224,7 +224,7 @@ def test_remote_code_is_refused_without_a_question(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(Path(loading.__file__).parents[2])}
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], input="y\n", capture_output=True, text=True,
-        timeout=60, env=environment, check=True,
+        timeout=240, env=environment, check=True,
     )  # fmt: skip
     assert "give --student.trust-remote-code" in done.stdout
     assert "[y/N]" not in done.stdout + done.stderr
@@ -304,7 +304,7 @@ def test_hub_out_of_reach_but_in_the_cache(tmp_path):
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         env=environment,
         check=False,
     )

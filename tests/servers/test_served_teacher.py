@@ -157,8 +157,8 @@ def test_the_server_works_while_the_student_does(folder: Path) -> None:
         expected = LocalTeacher(here(folder, "llama-teacher"))
         teacher.ask_ahead(TEXT, SIZE)
         teacher.scores(TEXT.select([0, 2]), SIZE)  # the held one is asked about, and nobody waits for it
-        threading.Timer(0.3, lambda: setattr(server, "may", True)).start()
         begun = time.monotonic()
+        threading.Timer(0.3, lambda: setattr(server, "may", True)).start()
         found = teacher.scores(TEXT.select([1]), SIZE)[1]
         assert time.monotonic() - begun > 0.2
         logits = expected.head.logits(expected.hidden(TEXT.select([1])))
@@ -167,7 +167,7 @@ def test_the_server_works_while_the_student_does(folder: Path) -> None:
         )
         server.may, begun = False, time.monotonic()
         teacher.ask_ahead(Rollout.of([[6, 7]], [[8, 9]]), SIZE)
-        assert time.monotonic() - begun < 0.2
+        assert time.monotonic() - begun < 5  # a request that is waited for takes 10
         threading.Timer(0.3, lambda: setattr(server, "may", True)).start()
         teacher.ask_ahead(Rollout.of([[6, 7]], [[8, 9]]), SIZE, wait=True)
         assert time.monotonic() - begun > 0.2
@@ -180,7 +180,7 @@ def test_an_error_among_what_was_asked_ahead_comes_before_slow_answers(folder: P
         teacher.ask_ahead(TEXT, SIZE)
         with pytest.raises(InputError, match="status 400"):
             teacher.scores(TEXT, SIZE)
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 9
         server.may = True
         teacher.scores(TEXT, SIZE)  # nothing of before stands in the way
 

@@ -74,9 +74,9 @@ class TestAtTheStart:
             url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
         said: list[str] = []
         begun = time.monotonic()
-        with pytest.raises(InputError, match=r"gave no answer within 0\.7 s \(last: .*onnect.*start it, or look at"):
-            ServedTeacher(spec(folder, url=url, patience=0.7), said.append)
-        assert time.monotonic() - begun < 3
+        with pytest.raises(InputError, match=r"gave no answer within 2 s \(last: .*onnect.*start it, or look at"):
+            ServedTeacher(spec(folder, url=url, patience=2.0), said.append)
+        assert time.monotonic() - begun < 10
         assert len(said) == 1
         assert "waiting for the server at" in said[0]
 
@@ -118,14 +118,14 @@ class TestPassingFaults:
         teacher = ServedTeacher(spec(folder, server, top_k=8))
         server.faults, begun = [status(429, Retry_After="1")], time.monotonic()
         values(teacher, TEXT.select([0]))
-        assert 1 <= time.monotonic() - begun < 3
+        assert 1 <= time.monotonic() - begun < 10
 
     def test_it_gives_up_in_time_and_says_why(self, folder: Path, server: Reference) -> None:
-        teacher = ServedTeacher(spec(folder, server, patience=1.0))
+        teacher = ServedTeacher(spec(folder, server, patience=3.0))
         server.always, begun = status(503), time.monotonic()
-        with pytest.raises(ConnectionError, match=r"gave no answer within 1 s \(last: HTTP 503: status 503 on purpose"):
+        with pytest.raises(ConnectionError, match=r"gave no answer within 3 s \(last: HTTP 503: status 503 on purpose"):
             values(teacher)
-        assert time.monotonic() - begun < 2.5
+        assert time.monotonic() - begun < 10
 
     @pytest.mark.parametrize("fault", [trickle, cut])
     def test_answers_that_do_not_end_are_left(self, folder: Path, server: Reference, fault: Fault) -> None:
@@ -134,7 +134,7 @@ class TestPassingFaults:
         server.faults, begun = [fault, None, fault], time.monotonic()
         with stamina.set_testing(True, attempts=30):
             assert values(teacher) == expected
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 15
 
     def test_waiting_can_be_left_at_once(self, folder: Path, server: Reference) -> None:
         """What a signal raises ends the requests too."""
@@ -154,10 +154,10 @@ class TestPassingFaults:
                 values(teacher)
         finally:
             signal.signal(signal.SIGALRM, before)
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 10
         server.always, begun = None, time.monotonic()
         values(teacher)  # nothing of before stands in the way
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 10
 
 
 class TestMalformed:
@@ -245,7 +245,7 @@ class TestReplicas:
             expected = values(teacher, text)
         begun = time.monotonic()
         assert values(teacher, text) == expected  # the second one is down
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 10
         with running(second):
             time.sleep(0.3)
             second.requests.clear()
@@ -255,12 +255,12 @@ class TestReplicas:
     def test_one_that_comes_back_as_another_model_is_refused(
         self, folder: Path, server: Reference, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(serving, "REST", 0.1)
+        monkeypatch.setattr(serving, "REST", 1.5)
         with running(Reference(folder / "llama-teacher")) as second:
             teacher = ServedTeacher(spec(folder, server, second))
             second.faults = [status(500)]
             values(teacher)
             second.serve(folder / "other")
-            time.sleep(0.2)
+            time.sleep(1.6)
             with pytest.raises(InputError, match="gives other log-probabilities"):
                 values(teacher)

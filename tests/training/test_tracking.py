@@ -4,6 +4,7 @@ import json
 import sqlite3
 import struct
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -15,6 +16,7 @@ def logged(name, folder, *steps):
     """What a tracker's own thread says of a run with these steps."""
     said = []
     (tracker,) = tracking.trackers(folder, (name,), 0, said.append)
+    tracker._patience = 90.0  # a machine that others use too
     for step in steps:
         tracker.log(step, {"loss": 1 / step, "writer": "student", "nan": float("nan")})
     tracker.close()
@@ -36,9 +38,10 @@ def test_wandb_without_a_login_writes_into_the_runs_folder_and_goes_on(offline, 
     assert logged("wandb", tmp_path, 1, 2) == []
     assert logged("wandb", tmp_path, 3) == []
     wanted = [{1: 1.0, 2: 0.5}, {3: pytest.approx(1 / 3)}]
-    for _ in range(50):  # its own process writes the file
-        if found_in_wandb(tmp_path) == wanted:
-            break
+    for _ in range(300):  # its own process writes the file, and a record may be half there
+        with suppress(Exception):
+            if found_in_wandb(tmp_path) == wanted:
+                break
         time.sleep(0.1)
     assert found_in_wandb(tmp_path) == wanted
     runs = {path.stem.removeprefix("run-") for path in (tmp_path / "wandb").glob("offline-run-*/*.wandb")}
