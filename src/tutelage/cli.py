@@ -40,7 +40,6 @@ class Command:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    command = parse(sys.argv[1:] if arguments is None else list(arguments))
     # Threads that wait for each other by spinning starve those that work as soon as the machine is shared:
     # beside one busy process, steps of a 4 × 256 model took half as long again by default. Torch's OpenMP reads it.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -54,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         with listening() as stop, stop.abandonable():
+            command = parse(sys.argv[1:] if arguments is None else list(arguments))
             _VERBS[command.options.verb](command)
     except Abandoned:
         print("tutelage: stopped; the same command begins again", file=sys.stderr)

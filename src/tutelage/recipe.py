@@ -6,7 +6,7 @@ checked once, so that the same mistake gives the same message wherever it was ma
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -160,12 +160,14 @@ def recipe_of(mapping: Mapping[str, Any], overrides: Sequence[str] = (), *, sour
     """
     whole = overridden(mapping, overrides)
     try:
-        return _RECIPE.validate_python(whole)
+        recipe = _RECIPE.validate_python(whole)
     except ValidationError as error:
         method = whole.get("method")
         name = method.get("name", "sft") if isinstance(method, Mapping) else "sft"
         known = recipe_keys(name if isinstance(name, str) and name in METHODS else "sft")
         raise InputError(_explain(error, source, list(known))) from None
+    _refuse_truths(whole, recipe, f"{source}: ")
+    return recipe
 
 
 def overridden(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -189,9 +191,11 @@ def checked(kind: type[Section], mapping: Mapping[str, Any], source: str, known:
         InputError: a key is unknown or its value wrong; the nearest known key is named.
     """
     try:
-        return TypeAdapter(kind).validate_python(dict(mapping))
+        found = TypeAdapter(kind).validate_python(dict(mapping))
     except ValidationError as error:
         raise InputError(_explain(error, source, [*(key.path for key in keys_of(kind)), *known])) from None
+    _refuse_truths(mapping, found, f"{source}: ")
+    return found
 
 
 def check_section(kind: type[Section], mapping: Mapping[str, Any], name: str) -> Section:
@@ -201,7 +205,7 @@ def check_section(kind: type[Section], mapping: Mapping[str, Any], name: str) ->
         InputError: a key is unknown or its value wrong.
     """
     try:
-        return TypeAdapter(kind).validate_python(dict(mapping))
+        section = TypeAdapter(kind).validate_python(dict(mapping))
     except ValidationError as error:
         known = [f"{name}.{field}" for field in TypeAdapter(kind).json_schema()["properties"]]
         problems = error.errors(include_url=False)
@@ -209,6 +213,8 @@ def check_section(kind: type[Section], mapping: Mapping[str, Any], name: str) ->
         raise InputError(
             "\n".join(_message(problem, place, known) for problem, place in zip(problems, places, strict=True))
         ) from None
+    _refuse_truths(mapping, section, f"{name}.")
+    return section
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -274,6 +280,29 @@ def _write(mapping: dict[str, Any], path: Sequence[str], value: Any) -> None:
             mapping[name] = {}
         mapping = mapping[name]
     mapping[path[-1]] = value
+
+
+def _refuse_truths(given: Any, found: Any, prefix: str) -> None:
+    """Refuse true and false where a number belongs: pydantic takes them for 1 and 0.
+
+    Raises:
+        InputError: there is one, as where an option on the command line has lost its value.
+    """
+    lines = [f"{prefix}{key} must be a number (got {str(value).lower()})" for key, value in _truths(given, found)]
+    if lines:
+        raise InputError("\n".join(lines) + "; an option without a value is true")
+
+
+def _truths(given: Any, found: Any, place: str = "") -> Iterator[tuple[str, bool]]:
+    if isinstance(given, bool) and isinstance(found, int | float) and not isinstance(found, bool):
+        yield place, given
+    elif isinstance(given, Mapping):
+        for key, value in given.items():
+            inside = found.get(key) if isinstance(found, Mapping) else getattr(found, str(key), None)
+            yield from _truths(value, inside, f"{place}.{key}" if place else str(key))
+    elif isinstance(given, list) and isinstance(found, list | tuple):
+        for number, (value, inside) in enumerate(zip(given, found, strict=False)):
+            yield from _truths(value, inside, f"{place}.{number}")
 
 
 def _explain(error: ValidationError, source: str, known: Sequence[str]) -> str:

@@ -50,7 +50,7 @@ def test_a_dry_run_fails_as_the_run_would(tmp_path, capsys):
 def test_the_sampling_of_a_collection_is_spread_over_its_steps(tmp_path):
     first, second = {"sampling": 12.0, "update": 9.0, "teacher": 9.0}, {"sampling": 0.5, "update": 1.0, "teacher": 2.0}
     each_step = recipe_of(mapping(tmp_path, "gkd"))
-    assert step_seconds(each_step, [first, second]) == 3.5
+    assert step_seconds(each_step, [first, second]) == (12 + 0.5) / 2 + 3
     collected = recipe_of(mapping(tmp_path, "minillm"))  # 18 prompts in batches of 6, used twice: 6 steps
     assert step_seconds(collected, [first, second]) == 12 / 6 + 3
 

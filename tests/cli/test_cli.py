@@ -1,6 +1,7 @@
 """The command line as a user meets it: help, mistakes, exit status, and each verb once."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -126,13 +127,17 @@ def test_check_names_a_teacher_whose_ids_mean_other_strings(tmp_path, capsys):
     assert "tokenizers differ: 2 of" in capsys.readouterr().err
 
 
-def test_generated_text_goes_on_where_it_stopped_and_trains(tmp_path):
+def test_generated_text_goes_on_where_it_stopped_and_trains(tmp_path, capsys):
     path, out = recipe_file(tmp_path), tmp_path / "text.jsonl"
     words = ["generate", path, "--by", "teacher", "--out", str(out), "--decoding.max-new-tokens", "4"]
     assert main(words) == 0
     whole = out.read_bytes()
     rows = [json.loads(line) for line in whole.decode().splitlines()]
     assert len(rows) == 30
+    cut = sum(len(row["completion"].split()) == 4 for row in rows)  # a word is a token, and the stop is another one
+    told = re.search(r"note: (\d+) of the 30 responses written now did not end within 4", capsys.readouterr().out)
+    assert told is not None
+    assert 0 < cut <= int(told[1]) < 30  # the text leaves padding out, which these models write as well
     out.write_bytes(whole[: len(whole) // 2])  # cut in the middle of a line
     assert main(words) == 0
     assert out.read_bytes() == whole

@@ -60,7 +60,8 @@ def test_same_size_and_another_map_is_refused():
     assert str(raised.value) == (
         "tokenizers differ: 60 of 64 shared ids stand for other strings (first: id 0 is 'a' for the student, "
         "'b' for the teacher; id 1 is 'b' for the student, 'c' for the teacher; id 2 is 'c' for the student, "
-        "'d' for the teacher); have the teacher write text with `tutelage generate`, and train on it with sft"
+        "'d' for the teacher); distil with method cross-tokenizer, or have the teacher write text with `tutelage "
+        "generate`, and train on it with sft"
     )
 
 

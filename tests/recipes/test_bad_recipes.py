@@ -63,6 +63,12 @@ WRONG = {
         "train.steps must be a valid integer, got a number with a fractional part",
     ),
     "huge": (["--train.steps", "1e400"], "train.steps must be"),
+    "no value": (["--train.steps"], "train.steps must be a number (got true); an option without a value is true"),
+    "a truth": (["--train.learning-rate", "yes", "--seed", "4"], "train.learning_rate must be a number (got true)"),
+    "a truth in a decoding": (
+        ["--method.student-decoding", "{top_k: false}"],
+        "method.student_decoding.top_k must be a number (got false)",
+    ),
     "a list": (["--data.train", "[a, b]"], "data.train must be a valid string (got ['a', 'b'])"),
     "another choice": (["--data.on-bad-row", "ignore"], "data.on_bad_row must be 'stop' or 'skip' (got 'ignore')"),
 }

@@ -44,6 +44,19 @@ def test_resumes_bit_for_bit(tmp_path, monkeypatch, own):
     assert any(weight.abs().max() > 0 for name, weight in first.items() if "lora_B" in name)
 
 
+def test_the_adapter_loads_from_any_folder_as_its_card_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = recipe(tmp_path, "apart", train={"steps": 1})
+    whole["student"]["model"] = "llama-student"
+    found = train(recipe_of(whole), **SILENT)
+    card = (found.model / "README.md").read_text(encoding="utf-8")
+    code = card.partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir("/")
+    said: dict = {}
+    exec(code.replace("path/to/this/folder", str(found.model)), said)
+    assert isinstance(said["model"], peft.PeftModel)
+
+
 def test_the_merged_model_is_whole_and_equals_the_adapted_one(tmp_path):
     apart = train(recipe_of(recipe(tmp_path, "apart")), **SILENT)
     merged = train(recipe_of(recipe(tmp_path, "merged", train={"merge_adapter": True})), **SILENT)

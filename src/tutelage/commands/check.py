@@ -49,8 +49,11 @@ def _show_run(console: Console, recipe: Recipe, found: Findings, steps: int) -> 
     names = ", ".join(f"{found.tokenizer.convert_ids_to_tokens(i)!r} ({i})" for i in found.stops)
     lines = [f"method   {recipe.method.name}, {steps:,} steps of {batch} rows ({epochs:.2f} epochs)"]
     lines += [
-        f"{name}  {_sizes(model)}"
-        for name, model in (("student", found.student), ("teacher", found.teacher))
+        f"{name}  {_sizes(model)}{'' if adapter is None else f'; an adapter of rank {adapter.rank} learns'}"
+        for name, model, adapter in (
+            ("student", found.student, recipe.student.adapter),
+            ("teacher", found.teacher, None),
+        )
         if model is not None
     ]
     if found.shared is not None:

@@ -52,13 +52,15 @@ def dry_run(recipe: Recipe) -> DryRun:
 def step_seconds(recipe: Recipe, seconds: Sequence[Mapping[str, float]]) -> float:
     """Estimate an average step from the first two.
 
-    The second step stands for all, but for sampling: where a method samples a collection for several steps, all
-    of that is in the first, and is spread over the steps of the collection.
+    The second step stands for all, but for sampling. Where a method samples a collection for several steps, all of
+    that is in the first, and is spread over the steps of the collection; else both count, as one may have drawn rows of
+    the data and the other text of a model.
     """
     first, second = seconds
     plan, batch = recipe.method.plan, recipe.train.batch_size
     of_collection = math.ceil((plan.collection or batch) / batch) * plan.inner_epochs
-    sampling = first["sampling"] / of_collection if of_collection > 1 else second["sampling"]
+    both = (first["sampling"] + second["sampling"]) / 2
+    sampling = first["sampling"] / of_collection if of_collection > 1 else both
     return sampling + sum(value for phase, value in second.items() if phase != "sampling")
 
 

@@ -17,6 +17,7 @@ from tutelage.models.loading import load_model, load_tokenizer, stop_ids
 from tutelage.models.pairing import positions
 from tutelage.recipe import Recipe, check_section
 from tutelage.rollouts.decoding import decode
+from tutelage.rollouts.rollout import Rollout
 from tutelage.rollouts.texts import response_texts
 from tutelage.training.setup import student_tokenizer
 from tutelage.training.signals import Abandoned, listening
@@ -71,19 +72,25 @@ def generate(
     )
     missing = [example for example in examples if example.where not in written]
     print(f"{len(written):,} of {len(examples):,} rows are in {path} already" if written else f"writing {path}")
-    done = len(written)
+    done, cut = len(written), 0
     with listening() as stop, _bar() as bar:
         task = bar.add_task("generating", total=len(examples), completed=len(written))
         for start in range(0, len(missing), decoding.batch_size):
             batch = missing[start : start + decoding.batch_size]
             try:
                 with stop.abandonable():
-                    answers = _answers(model, tokenizer, batch, decoding, recipe.seed)
+                    rollout = _answers(model, batch, decoding, recipe.seed)
             except Abandoned:
                 stop.leave(f"wrote {done} of {len(examples)} rows; the same command goes on from here")
-            _append(path, batch, answers, row_of)
+            _append(path, batch, response_texts(rollout, tokenizer), row_of)
+            cut += sum(not response or response[-1] not in model.stop_ids for response in rollout.responses)
             done += len(batch)
             bar.advance(task, len(batch))
+    if cut:
+        print(
+            f"note: {cut:,} of the {len(missing):,} responses written now did not end within {decoding.max_new_tokens} "
+            "tokens; a student that learns from them learns to stop there (raise decoding.max_new_tokens)"
+        )
 
 
 def _writer(recipe: Recipe, by: str):
@@ -101,9 +108,8 @@ def _writer(recipe: Recipe, by: str):
     return LanguageModel(model, stop_ids(model, tokenizer)), tokenizer
 
 
-def _answers(model: LanguageModel, tokenizer, batch: Sequence[Example], decoding: Decoding, seed: int) -> list[str]:
-    rollout = decode(model, [e.prompt for e in batch], decoding, seed=seed, places=[(e.item,) for e in batch])
-    return response_texts(rollout, tokenizer)
+def _answers(model: LanguageModel, batch: Sequence[Example], decoding: Decoding, seed: int) -> Rollout:
+    return decode(model, [e.prompt for e in batch], decoding, seed=seed, places=[(e.item,) for e in batch])
 
 
 def _append(path: Path, batch: Sequence[Example], answers: Sequence[str], row_of: Mapping[str, Row]) -> None:

@@ -6,7 +6,7 @@ import warnings
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from huggingface_hub import snapshot_download
@@ -117,9 +117,12 @@ def begin(base: PreTrainedModel, source: Source, settings: config.Adapter, seed:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
-            return get_peft_model(base, lora)  # pyright: ignore[reportReturnType]
+            found = cast(PeftModel, get_peft_model(base, lora))
         except LIBRARY_ERRORS as error:
             raise source.explain(error) from error
+    if source.is_local:  # the adapter's files name it, wherever they are read from
+        found.peft_config["default"].base_model_name_or_path = str(Path(source.location).absolute())
+    return found
 
 
 def outline(base: PreTrainedModel, spec: config.Model, role: str) -> "PreTrainedModel | PeftModel":

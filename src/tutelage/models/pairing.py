@@ -69,7 +69,9 @@ def pair_notes(
         A line each for a student that is larger than its teacher, and for chat templates that differ.
     """
     notes = []
-    small, large = student.num_parameters(), teacher.num_parameters()  # it knows of weights that share a byte
+    # What an adapter adds to the teacher's own weights makes no giant. Transformers knows of weights that share a byte.
+    adapter = sum(p.numel() for name, p in student.named_parameters() if ".lora_" in name)
+    small, large = student.num_parameters() - adapter, teacher.num_parameters()
     if small > large:
         notes.append(
             f"the student has {small:,} parameters and its teacher only {large:,}; are they the right way round?"

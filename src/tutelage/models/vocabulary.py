@@ -65,6 +65,7 @@ ADDED = 50
 """How many added tokens are looked at inside a text, one by one."""
 
 TEXT_ONLY = "have the teacher write text with `tutelage generate`, and train on it with sft"
+OTHER_WAYS = f"distil with method cross-tokenizer, or {TEXT_ONLY}"
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def _strings(tokenizer: PreTrainedTokenizerBase, size: int) -> dict[int, str]:
 
 def _check_strings(student: dict[int, str], teacher: dict[int, str], shared: Sequence[int]) -> None:
     if not shared:
-        raise InputError(f"tokenizers differ: they have no id in common; {TEXT_ONLY}")
+        raise InputError(f"tokenizers differ: they have no id in common; {OTHER_WAYS}")
     other = [index for index in shared if student[index] != teacher[index]]
     if other:
         first = "; ".join(
@@ -137,7 +138,7 @@ def _check_strings(student: dict[int, str], teacher: dict[int, str], shared: Seq
         )
         raise InputError(
             f"tokenizers differ: {len(other)} of {len(shared)} shared ids stand for other strings "
-            f"(first: {first}); {TEXT_ONLY}"
+            f"(first: {first}); {OTHER_WAYS}"
         )
 
 
@@ -151,7 +152,7 @@ def _check_probe(
         if student != teacher:
             raise InputError(
                 f"tokenizers differ: the same ids stand for the same strings, but {text!r} becomes "
-                f"{shown(student)} for the student and {shown(teacher)} for the teacher; {TEXT_ONLY}"
+                f"{shown(student)} for the student and {shown(teacher)} for the teacher; {OTHER_WAYS}"
             )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tutelage.data import Examples
+from tutelage.models.shell import is_adapted
 from tutelage.recipe import dump_recipe
 from tutelage.redaction import redacted_text
 from tutelage.reports.render import grid
@@ -170,12 +171,16 @@ def _measured(name: str, evaluation: Mapping[str, Any]) -> str:
 
 
 def _how_to_load(setup: "Setup") -> str:
-    kind = "AutoModelForSeq2SeqLM" if setup.student.is_encoder_decoder else "AutoModelForCausalLM"
+    adapter = is_adapted(setup.student.model) and not setup.recipe.train.merge_adapter
+    prefix = "AutoPeftModel" if adapter else "AutoModel"
+    kind = f"{prefix}ForSeq2SeqLM" if setup.student.is_encoder_decoder else f"{prefix}ForCausalLM"
+    imports = f"from peft import {kind}\nfrom transformers import AutoTokenizer"
+    needs = "An adapter: its base model is loaded with it.\n\n" if adapter else ""
     return f"""\
 ## How to load it
 
-```python
-from transformers import AutoTokenizer, {kind}
+{needs}```python
+{imports if adapter else f"from transformers import AutoTokenizer, {kind}"}
 
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 model = {kind}.from_pretrained("path/to/this/folder")
