@@ -1,7 +1,5 @@
 """`python -m tutelage` is the command `tutelage`."""
 
-import sys
+from tutelage.cli import command_line
 
-from tutelage.cli import main
-
-sys.exit(main())
+command_line()

@@ -8,14 +8,14 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tutelage.arguments import parser
 from tutelage.errors import InputError, Stopped, TutelageError
 from tutelage.redaction import redacted_text
 from tutelage.training.quiet import quiet_quantisers
 from tutelage.training.signals import Abandoned, listening
-from tutelage.world import joined
+from tutelage.world import joined, leave
 
 if TYPE_CHECKING:
     from tutelage.recipe import Recipe
@@ -36,6 +36,11 @@ class Command:
     def under(self, prefix: str) -> list[str]:
         """The words of the keys that begin with a prefix."""
         return [word for key in self.keys if key[0].startswith(prefix) for word in key]
+
+
+def command_line() -> NoReturn:
+    """The command `tutelage`, a process of its own."""
+    leave(main())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

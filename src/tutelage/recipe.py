@@ -80,15 +80,24 @@ class Recipe:
             )
         problems += self._problems_of_cache()
         problems += self._problems_of_server()
-        every, save_every = self.evaluation.every, self.train.save_every
-        if self.train.keep_best is not None and not (every and save_every and save_every % every == 0):
+        problems += self._problems_of_keeping()
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _problems_of_keeping(self) -> list[str]:
+        rule, metrics = self.train.keep_best, self.evaluation.metrics
+        if rule is None:
+            return []
+        problems, every, save_every = [], self.evaluation.every, self.train.save_every
+        if not (every and save_every and save_every % every == 0):
             problems.append(
                 "train.keep_best compares evaluated checkpoints: add evaluation.every, and train.save_every as a "
                 "multiple of it"
             )
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+        if rule.split()[1] not in metrics and not {"agreement", "distances"} & set(metrics):  # these give several each
+            problems.append(f"train.keep_best is '{rule}', but the evaluation has {', '.join(metrics)}")
+        return problems
 
     def _problems_of_cache(self) -> list[str]:
         kind, asked = self.teacher_cache.kind, self.method.plan.asks_of_fixed_text

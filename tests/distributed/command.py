@@ -19,6 +19,7 @@ import torch
 from tutelage.cli import main
 from tutelage.models import gathering as gathering_module
 from tutelage.training import loop as loop_module
+from tutelage.world import leave
 
 MESSAGE = "the other processes of the run cannot be reached"
 
@@ -59,4 +60,4 @@ if __name__ == "__main__":
             loop_module.Loop.step = silent_at_call(3, loop_module.Loop.step, fault["do"])
         else:
             gathering_module.save_file = silent_at_call(3, gathering_module.save_file, fault["do"])
-    sys.exit(main())
+    leave(main())

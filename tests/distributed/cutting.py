@@ -29,7 +29,7 @@ from tutelage.models.sharding import shard
 from tutelage.models.sources import Source
 from tutelage.rollouts.decoding import decode
 from tutelage.rollouts.rollout import Rollout
-from tutelage.world import World, joined
+from tutelage.world import World, joined, leave
 
 WAYS = {
     "beam": Decoding(max_new_tokens=6, strategy="beam", beams=2),
@@ -163,3 +163,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

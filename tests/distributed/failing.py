@@ -2,7 +2,7 @@
 
 import threading
 
-from tutelage.world import World, joined
+from tutelage.world import World, joined, leave
 
 
 class Odd(Exception):
@@ -40,3 +40,4 @@ if __name__ == "__main__":
         everything = world.gather([f"{world.rank} {line}" for line in told])
         if world.is_main:
             print("\n".join(line for lines in everything for line in lines), flush=True)
+    leave(0)

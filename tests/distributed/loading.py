@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from tutelage.config import Model
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.scattering import load_cut
-from tutelage.world import joined
+from tutelage.world import joined, leave
 
 
 def most_bytes(recorded: profile) -> int:
@@ -58,3 +58,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

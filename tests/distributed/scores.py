@@ -28,7 +28,7 @@ from tutelage.models.teachers import LocalTeacher
 from tutelage.randomness import generator
 from tutelage.rewards import Reward
 from tutelage.rollouts.rollout import Rollout
-from tutelage.world import joined
+from tutelage.world import joined, leave
 
 TOKENS = 24
 Cut = Literal["none", "run", "host"]
@@ -95,3 +95,4 @@ if __name__ == "__main__":
     with joined() as everyone:
         path = place / f"scores-{sys.argv[2]}-{everyone.size}-{everyone.rank}.json"
         path.write_text(json.dumps(scores(place, cast(Cut, sys.argv[2]))))
+    leave(0)

@@ -29,7 +29,7 @@ from tutelage.training import run as run_module
 from tutelage.training import teacher_cache as cache_module
 from tutelage.training.run import train
 from tutelage.training.update import Updater
-from tutelage.world import joined
+from tutelage.world import joined, leave
 
 
 def signalled_after(step: int, rank: int, number: int) -> None:
@@ -130,3 +130,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

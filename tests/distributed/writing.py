@@ -17,7 +17,7 @@ from tutelage.models import gathering
 from tutelage.models.gathering import write_model, write_tensors
 from tutelage.models.loading import load_model
 from tutelage.models.sharding import shard
-from tutelage.world import joined
+from tutelage.world import joined, leave
 
 
 def main() -> None:
@@ -45,3 +45,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

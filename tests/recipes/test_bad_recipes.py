@@ -69,6 +69,13 @@ WRONG = {
         ["--method.student-decoding", "{top_k: false}"],
         "method.student_decoding.top_k must be a number (got false)",
     ),
+    "no such metric": (
+        [
+            *("--evaluation.metrics", "[loss]", "--evaluation.every", "2", "--train.save-every", "2"),
+            *("--train.keep-best", "lowest los"),
+        ],
+        "train.keep_best is 'lowest los', but the evaluation has loss",
+    ),
     "a list": (["--data.train", "[a, b]"], "data.train must be a valid string (got ['a', 'b'])"),
     "another choice": (["--data.on-bad-row", "ignore"], "data.on_bad_row must be 'stop' or 'skip' (got 'ignore')"),
 }

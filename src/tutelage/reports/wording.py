@@ -125,9 +125,11 @@ def _what_changed(run: RunFiles) -> str:
     if first is None or len(run.evaluations) < 2:
         return f": {name} is {_with_interval(name, last)}"
     before, after = float(first["value"]), float(last["value"])
-    verb = "rose" if after > before else "fell" if after < before else "stayed"
+    if after == before:
+        return f": {name} stayed at {_with_interval(name, last)}"
+    verb = "rose" if after > before else "fell"
     overlap = float(first["low"]) <= float(last["high"]) and float(last["low"]) <= float(first["high"])
-    doubt = "; the 95 % intervals overlap" if overlap and verb != "stayed" else ""
+    doubt = "; the 95 % intervals overlap" if overlap else ""
     return f": {name} {verb} from {_with_interval(name, first)} to {_with_interval(name, last)}{doubt}"
 
 
