@@ -153,7 +153,7 @@ def joined() -> Iterator[World]:
         Stopped: another process died or gave no answer in time, or the way to it is cut.
     """
     global _world
-    if _world is not _ALONE or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if _world is not _ALONE or _started() == 1:
         yield _world
         return
     import torch
@@ -174,13 +174,18 @@ def joined() -> Iterator[World]:
             distributed.destroy_process_group()
 
 
+def _started() -> int:
+    """How many processes torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def leave(status: int) -> NoReturn:
     """End this process, at once where it is one of several.
 
     Torch keeps the group of cut models for good. A thread of it that still lets go of a tensor while the interpreter
     comes down ends the process with SIGABRT, and a finished run with it.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if _started() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -174,13 +174,15 @@ def _how_to_load(setup: "Setup") -> str:
     adapter = is_adapted(setup.student.model) and not setup.recipe.train.merge_adapter
     prefix = "AutoPeftModel" if adapter else "AutoModel"
     kind = f"{prefix}ForSeq2SeqLM" if setup.student.is_encoder_decoder else f"{prefix}ForCausalLM"
-    imports = f"from peft import {kind}\nfrom transformers import AutoTokenizer"
-    needs = "An adapter: its base model is loaded with it.\n\n" if adapter else ""
+    imports, needs = f"from transformers import AutoTokenizer, {kind}", ""
+    if adapter:
+        imports = f"from peft import {kind}\nfrom transformers import AutoTokenizer"
+        needs = "An adapter: its base model is loaded with it.\n\n"
     return f"""\
 ## How to load it
 
 {needs}```python
-{imports if adapter else f"from transformers import AutoTokenizer, {kind}"}
+{imports}
 
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 model = {kind}.from_pretrained("path/to/this/folder")
